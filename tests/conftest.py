@@ -1,4 +1,6 @@
-"""Every test runs on eight CPU devices, with strict dtypes, exact matmuls, a compile cache and no network."""
+"""Every test runs on eight CPU devices, with strict dtypes, exact matmuls, a compile cache and no
+network.
+"""
 
 import os
 import socket

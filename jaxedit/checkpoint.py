@@ -1,0 +1,322 @@
+"""Checkpoints: a tree of arrays to a folder and back, bit for bit, on any mesh. Orbax writes them.
+
+A checkpoint is a folder with an array per leaf, named by its path ("params/mlp/down"), and as JSON
+a table of the leaves and the caller's metadata. It gets its name when it is complete, not before.
+All processes of a job call `save`, `restore` and `Checkpointer` together, on a folder they share;
+`metadata` and `steps` only read: any process may call them alone.
+"""
+
+import importlib.metadata
+import json
+import logging
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from orbax.checkpoint import v1 as ocp
+
+FORMAT = 1
+NUMBERS = ("bool", "int", "float")
+KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+Path = ocp.options.FileOptions().path_class  # what Orbax opens: local folders and gs://
+
+# Orbax tells absl's logger about every step of its work. What goes wrong is raised here, in words.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def save(folder, tree: Any, *, metadata: dict | None = None) -> None:
+    """Write a tree of arrays, numbers and PRNG keys to a new folder; return when it is on disk."""
+    path = _absolute(folder)
+    if path.exists():
+        raise ValueError(f"{path} exists: a checkpoint goes to a new folder, choose another name")
+    arrays, about = _encode(tree, metadata)
+    ocp.save(path, arrays, custom_metadata=about)
+
+
+def restore(folder, target: Any = None) -> Any:
+    """Read a checkpoint into the structure, dtypes and shardings of `target`.
+
+    The leaves of `target` are `jax.ShapeDtypeStruct`s, or values of which only the type counts. An
+    array whose target has no sharding, or is uncommitted, goes to the default device, uncommitted.
+    Floats may change their precision; the rest must be as saved. Without a target: nested dicts of
+    NumPy arrays, with "0", "1" for positions in lists and tuples.
+    """
+    path = _absolute(folder)
+    saved = _read(path)["leaves"]
+    if target is None:
+        wanted = {name: (have["kind"], _on_host(**have)) for name, have in saved.items()}
+    else:
+        wanted = {name: _describe(leaf) for name, (_, leaf) in _name_leaves(target).items()}
+        _check_fit(path, saved, wanted)
+    arrays = _load(path, {name: like for name, (_, like) in wanted.items()})
+    leaves = {name: _decode(kind, like, arrays[name]) for name, (kind, like) in wanted.items()}
+    if target is not None:
+        return jax.tree.unflatten(jax.tree.structure(target), leaves.values())
+    if list(leaves) == [""]:  # the tree was one leaf
+        return leaves[""]
+    return traverse_util.unflatten_dict(
+        {tuple(saved[name]["path"]): leaves[name] for name in saved}
+    )
+
+
+def metadata(folder) -> dict:
+    """The metadata that was saved, and under "versions" what wrote it; no array is read."""
+    about = _read(_absolute(folder))
+    return about["metadata"] | {"versions": about["versions"]}
+
+
+def steps(folder) -> list[int]:
+    """The steps that a `Checkpointer` has completed in a folder, in order."""
+    path = _absolute(folder)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: pass the folder of a Checkpointer")
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(path))
+
+
+class Checkpointer:
+    """The checkpoints of a run, `folder/0`, `folder/100`, …, written while the run goes on.
+
+    It keeps the last `keep` steps and the `keep_best` with the highest scores. One job writes to a
+    folder: opening it removes what a killed job left half written. Other jobs read with `steps`,
+    `restore` and `metadata`. Leaving the `with` block waits for the disk.
+    """
+
+    def __init__(self, folder, *, keep: int, keep_best: int = 0):
+        if keep < 1 or keep_best < 0:
+            raise ValueError(f"keep={keep}, keep_best={keep_best}: at least 1 and at least 0")
+        self.folder = _absolute(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file: pass a folder for the checkpoints")
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["score"],
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        self._orbax = ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            # In a bucket Orbax takes every folder without its commit file for a leftover.
+            cleanup_tmp_directories="://" not in str(self.folder),
+        )
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.wait()
+        self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are kept, in order, with the one that is being written."""
+        return [checkpoint.step for checkpoint in self._orbax.checkpoints]
+
+    @property
+    def latest(self) -> int | None:
+        """The last step, None in a new folder."""
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The step with the highest score, the later of two equals; None if no step has a score."""
+        scores = {c.step: c.metrics["score"] for c in self._orbax.checkpoints if c.metrics}
+        return max(scores, key=lambda step: (scores[step], step), default=None)
+
+    def save(
+        self, step: int, tree: Any, *, metadata: dict | None = None, score: float | None = None
+    ) -> None:
+        """Copy the tree and write it in the background; waits only for the save before this one.
+
+        The caller may donate or change the arrays at once. If writing fails, the next call raises.
+        """
+        self.wait()
+        if step < 0 or (self.latest is not None and step <= self.latest):
+            raise ValueError(
+                f"step {step}: steps increase from 0, and {self.folder} is at {self.latest}; "
+                "go on from there or choose another folder"
+            )
+        arrays, about = _encode(tree, metadata)
+        if score is not None:  # NaN compares to nothing, and is the worst
+            score = -math.inf if math.isnan(score) else float(score)
+        self._orbax.save_checkpointables_async(
+            step,
+            {"state": arrays},
+            force=True,  # save even right after the last save
+            metrics=None if score is None else {"score": score},
+            custom_metadata=about,
+        )
+
+    def restore(self, target: Any = None, *, step: int | None = None) -> tuple[int, Any]:
+        """The latest step, or the one asked for, and its tree; `target` as in the function."""
+        self.wait()
+        step = self.latest if step is None else step
+        if step not in self.steps:
+            raise FileNotFoundError(
+                f"{self.folder} has no step {step}: it has {self.steps or 'no checkpoints'}"
+            )
+        return step, restore(self.folder / str(step), target)
+
+    def wait(self) -> None:
+        """Return when everything is on disk."""
+        try:
+            self._orbax.wait()
+        except Exception as error:
+            raise OSError(
+                f"a checkpoint was not written to {self.folder}: {_first_line(error)}"
+            ) from error
+
+
+def _absolute(folder):
+    path = Path(folder).expanduser()
+    return path if path.is_absolute() else path.absolute()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _name_leaves(tree: Any) -> dict[str, tuple[list[str], Any]]:
+    """Every leaf with its path, under the path's name."""
+    named: dict[str, tuple[list[str], Any]] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = [jax.tree_util.keystr((key,), simple=True) for key in keys]
+        name = "/".join(path)
+        if name in named:
+            raise ValueError(f"two leaves are named {name!r}: change one of the keys")
+        named[name] = path, leaf
+    return named
+
+
+def _describe(leaf: Any) -> tuple[str, Any]:
+    """The kind of a leaf, and the array that stands for it: itself, or the data of PRNG keys."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return "array" if hasattr(leaf, "dtype") else type(leaf).__name__, np.asarray(leaf)
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return "array", leaf
+    if isinstance(leaf, jax.Array):
+        return str(leaf.dtype), jax.random.key_data(leaf)
+    data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return str(leaf.dtype), data.update(sharding=leaf.sharding)
+
+
+def _encode(tree: Any, metadata: dict | None) -> tuple[dict[str, Any], dict]:
+    """The arrays that Orbax writes, and the JSON beside them."""
+    if "versions" in (metadata := metadata or {}):
+        raise ValueError("metadata has a key 'versions', which is taken: choose another")
+    try:
+        metadata = json.loads(json.dumps(metadata))
+    except TypeError as error:
+        raise ValueError(f"metadata is not JSON: {error}") from error
+    arrays, leaves = {}, {}
+    for name, (path, leaf) in _name_leaves(tree).items():
+        kind, array = _describe(leaf)
+        numeric = jnp.issubdtype(array.dtype, np.number) or array.dtype == bool
+        if kind not in ("array", *NUMBERS, *KEYS) or not numeric:
+            raise ValueError(
+                f"leaf {name!r} is of type {type(leaf).__name__}: a checkpoint holds arrays, "
+                "numbers and PRNG keys; text goes into metadata"
+            )
+        spec = {"shape": list(array.shape), "dtype": str(array.dtype)}
+        leaves[name] = {"path": path, "kind": kind, **spec}
+        if isinstance(array, jax.Array) and jax.process_count() > 1 and array.is_fully_addressable:
+            array = np.asarray(array)  # every process has its own, alike: Orbax writes the first's
+        if array.size:  # Orbax writes no empty arrays; the table is enough to make them again
+            arrays[name] = array
+    packages = {"jaxedit": "jaxedit", "jax": "jax", "orbax": "orbax-checkpoint"}
+    versions = {name: importlib.metadata.version(package) for name, package in packages.items()}
+    about = {"metadata": metadata, "versions": versions | {"format": FORMAT}, "leaves": leaves}
+    return arrays or {"": np.zeros(1)}, about  # nor empty trees
+
+
+def _read(path) -> dict:
+    """The JSON of a checkpoint, or one line that says why there is none."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: pass the folder of a checkpoint")
+    try:
+        about = ocp.checkpointables_metadata(path).custom_metadata or {}
+    except Exception:  # Orbax has another exception for every kind of foreign folder
+        about = {}
+    if not {"metadata", "versions", "leaves"} <= about.keys():
+        found = steps(path) if path.is_dir() else []
+        hint = f"it has the steps {found}, add one of them" if found else "pass another folder"
+        raise ValueError(f"{path} is not a checkpoint of jaxedit, or is damaged: {hint}")
+    if about["versions"]["format"] != FORMAT:
+        raise ValueError(
+            f"{path} has format {about['versions']['format']}, this jaxedit reads {FORMAT}: use "
+            f"jaxedit {about['versions']['jaxedit']}"
+        )
+    return about
+
+
+def _check_fit(path, saved: dict[str, dict], wanted: dict[str, tuple[str, Any]]) -> None:
+    problems = [f"{name!r} is only in the checkpoint" for name in saved if name not in wanted]
+    for name, (kind, like) in wanted.items():
+        if name not in saved:
+            problems.append(f"{name!r} is only in the target")
+        elif not _fits(have := saved[name], kind, like):
+            was = f"{have['kind']} {have['dtype']}{have['shape']}"
+            now = f"{kind} {like.dtype}{list(like.shape)}"
+            problems.append(f"{name!r} is {was} in the checkpoint and {now} in the target")
+        elif (sharding := _sharding(like)) is not None:
+            try:
+                sharding.shard_shape(tuple(like.shape))
+            except ValueError as error:
+                problems.append(f"{name!r} cannot be sharded so: {_first_line(error)}")
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{path} does not fit the target: {'; '.join(problems[:3])}{more}. Change the target, "
+            "or restore without one to see what was saved"
+        )
+
+
+def _fits(have: dict, kind: str, like: Any) -> bool:
+    number_to_array = kind == "array" and have["kind"] in NUMBERS
+    if have["shape"] != list(like.shape) or not (kind == have["kind"] or number_to_array):
+        return False
+    family = np.integer if have["kind"] == "int" else np.floating
+    both = jnp.dtype(have["dtype"]), like.dtype
+    return both[0] == both[1] or all(jnp.issubdtype(dtype, family) for dtype in both)
+
+
+def _on_host(shape, dtype, **_) -> np.ndarray:
+    return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)  # any size, in a few bytes
+
+
+def _sharding(like: Any) -> jax.sharding.Sharding | None:
+    """Where an array must go; where an uncommitted one is says nothing."""
+    return getattr(like, "sharding", None) if getattr(like, "committed", True) else None
+
+
+def _load(path, likes: dict[str, Any]) -> dict[str, Any]:
+    """The stored arrays: those without a sharding on the host."""
+    abstract = {
+        name: _on_host(like.shape, like.dtype)
+        if (sharding := _sharding(like)) is None
+        else jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
+        for name, like in likes.items()
+    }
+    full = {name: like for name, like in abstract.items() if math.prod(like.shape)}
+    try:
+        loaded = ocp.load(path, full, checkpointable_name="state") if full else {}
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged, its arrays cannot be read ({_first_line(error)}): restore another "
+            "checkpoint"
+        ) from error
+    empty = abstract.keys() - full.keys()
+    return loaded | {name: np.zeros(abstract[name].shape, abstract[name].dtype) for name in empty}
+
+
+def _decode(kind: str, like: Any, array: Any) -> Any:
+    """The restored leaf."""
+    if kind in NUMBERS:
+        return array.item()
+    if kind == "array" and isinstance(like, np.ndarray):
+        return array
+    array = jnp.asarray(array) if _sharding(like) is None else jax.device_put(array, like.sharding)
+    return jax.random.wrap_key_data(array, impl=KEYS[kind]) if kind in KEYS else array

@@ -1,0 +1,1 @@
+"""Models as pure functions: configuration, weights, sites, the forward pass, generation."""

@@ -1,0 +1,320 @@
+"""A decoder-only transformer as pure functions: read, write, or edit with low rank, at any site, in
+one program.
+
+Three arguments carry every method (all of them pytrees: another layer, position or edit is not
+another compilation):
+`reads` which activations come out, `writes` which are replaced or shifted, `deltas` low-rank
+changes of weights, shared or one per row of the batch.
+
+`run_blocks` scans stacked layers [start, stop). Leaves of a cache, and of writes and deltas with
+`layers=None`, lead with an axis over the layers that are run.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxedit.base import Array, Cache, Deltas, Output, Params, Reads, Writes
+from jaxedit.models.config import ModelConfig
+from jaxedit.models.layers import attention, mlp, norm, rotations, softcap
+from jaxedit.models.sites import check_names, matrices, sites, tap
+from jaxedit.sharding import constrain, on_mesh_of
+
+RESIDUAL = ("batch", None, None)
+
+
+def forward(
+    params: Params,
+    tokens_BT: Array,
+    cfg: ModelConfig,
+    *,
+    pos_BT: Array | None = None,
+    cache: Cache | None = None,
+    reads: Reads | None = None,
+    writes: Writes | None = None,
+    deltas: Deltas | None = None,
+    logits_at: Array | None = None,
+    remat: bool = False,
+) -> Output:
+    """Logits [B, T, V], the activations asked for, and the updated cache.
+
+    pos_BT: position of each token, -1 at padding (default: 0… T-1, or on from what the cache
+    holds). logits_at [B, P]: columns to compute logits for, instead of all T. remat: recompute
+    activations in the backward pass.
+    """
+    check_names("read", reads or {}, sites(cfg), cfg)
+    check_names("write", writes or {}, sites(cfg), cfg)
+    check_names("delta", deltas or {}, matrices(cfg), cfg)
+    check_shapes(tokens_BT, pos_BT, cache, cfg)
+    with on_mesh_of(params):
+        return _forward(
+            params,
+            tokens_BT,
+            cfg,
+            pos_BT,
+            cache,
+            dict(reads or {}),
+            chain(writes),
+            chain(deltas),
+            logits_at,
+            remat,
+        )
+
+
+def check_shapes(
+    tokens_BT: Array, pos_BT: Array | None, cache: Cache | None, cfg: ModelConfig
+) -> None:
+    shape = tokens_BT.shape
+    if len(shape) != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
+        raise ValueError(
+            f"tokens are {tokens_BT.dtype}{list(shape)}; they must be integers [batch, time]"
+        )
+    if pos_BT is not None and pos_BT.shape != shape:
+        raise ValueError(f"pos_BT has shape {list(pos_BT.shape)}, the tokens have {list(shape)}")
+    if cfg.learned_pos and pos_BT is None and cache is None and shape[1] > cfg.max_len:
+        raise ValueError(
+            f"{shape[1]} tokens, but {cfg.family} has learned positions for {cfg.max_len}"
+        )
+    if cache is not None and cache.pos.shape[0] != shape[0]:
+        raise ValueError(f"the cache holds {cache.pos.shape[0]} rows, the batch has {shape[0]}")
+    if cache is not None and shape[1] > cache.pos.shape[1]:
+        raise ValueError(f"{shape[1]} tokens do not fit into a cache of {cache.pos.shape[1]} slots")
+
+
+def chain(named: Mapping[str, Any] | None) -> dict[str, tuple]:
+    """Every value as a tuple: several writes or deltas may share a name."""
+    # a NamedTuple is a value of its own, not a chain of values
+    plain = lambda v: type(v) in (tuple, list)
+    return {k: tuple(v) if plain(v) else (v,) for k, v in (named or {}).items()}
+
+
+@partial(jax.jit, static_argnames=("cfg", "remat"))
+def _forward(
+    params: Params,
+    tokens_BT: Array,
+    cfg: ModelConfig,
+    pos_BT: Array | None,
+    cache: Cache | None,
+    reads: dict,
+    writes: dict,
+    deltas: dict,
+    logits_at: Array | None,
+    remat: bool,
+) -> Output:
+    if pos_BT is None:
+        pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+        pos_BT = pos_BT if cache is None else pos_BT + cache.pos.max(1, keepdims=True) + 1
+    first: dict[str, Array] = {}
+    x_BTD = embed(params, tokens_BT, cfg, pos_BT=pos_BT, deltas=deltas)
+    x_BTD = constrain(tap("embed", x_BTD, reads, writes, first), *RESIDUAL)
+    inner = lambda named: {k: v for k, v in named.items() if k not in ("embed", "head")}
+    x_BTD, seen, cache = run_blocks(
+        params,
+        x_BTD,
+        cfg,
+        pos_BT=pos_BT,
+        cache=cache,
+        reads=inner(reads),
+        writes=inner(writes),
+        deltas=inner(deltas),
+        remat=remat,
+    )
+    if logits_at is not None:
+        x_BTD = jnp.take_along_axis(x_BTD, logits_at[..., None], axis=1)
+    return Output(unembed(params, x_BTD, cfg, deltas=deltas), seen | first, cache)
+
+
+def embed(
+    params: Params,
+    tokens_BT: Array,
+    cfg: ModelConfig,
+    *,
+    pos_BT: Array,
+    deltas: Deltas | None = None,
+) -> Array:
+    """Token embeddings (scaled, with learned positions where the model has them), [B, T, D] in
+    cfg.dtype.
+    """
+    x_BTD = params["embed"]["w"][tokens_BT].astype(cfg.dtype)
+    for delta in chain(deltas).get("embed", ()):
+        x_BTD = x_BTD + lookup(delta, tokens_BT).astype(cfg.dtype)
+    if cfg.embed_scale != 1:
+        x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, cfg.dtype)
+    if "pos" in params:
+        x_BTD = x_BTD + params["pos"]["w"][jnp.maximum(pos_BT, 0)].astype(cfg.dtype)
+    return x_BTD
+
+
+def lookup(delta: Any, tokens_BT: Array) -> Array:
+    """The rows of a change of the embedding table: a one-hot vector times the delta, without the
+    one-hot.
+    """
+    if hasattr(delta, "a"):
+        rows = (
+            delta.a[tokens_BT]
+            if delta.a.ndim == 2
+            else jax.vmap(lambda a, t: a[t])(delta.a, tokens_BT)
+        )
+        return rows @ delta.b
+    return (
+        delta.w[tokens_BT] if delta.w.ndim == 2 else jax.vmap(lambda w, t: w[t])(delta.w, tokens_BT)
+    )
+
+
+def run_blocks(
+    params: Params,
+    x_BTD: Array,
+    cfg: ModelConfig,
+    *,
+    pos_BT: Array,
+    cache: Cache | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    reads: Reads | None = None,
+    writes: Writes | None = None,
+    deltas: Deltas | None = None,
+    remat: bool = False,
+) -> tuple[Array, dict[str, Array], Cache | None]:
+    """Scans layers [start, stop): a method that works on layer l need not run the layers below it
+    again.
+    """
+    stop = cfg.layers if stop is None else stop
+    if not 0 <= start <= stop <= cfg.layers:
+        raise ValueError(f"layers [{start}, {stop}) of a model with {cfg.layers}")
+    reads, writes, deltas = dict(reads or {}), chain(writes), chain(deltas)
+    slot, pos_BS = None, pos_BT
+    if cache is not None:
+        slot = cache.end
+        pos_BS = jax.lax.dynamic_update_slice_in_dim(
+            cache.pos, pos_BT.astype(cache.pos.dtype), slot, 1
+        )
+    sincos = rotations(cfg.ropes, pos_BT, cfg.rotary_dim) if cfg.rotary_dim else None
+    window_L = jnp.asarray(cfg.windows) if any(cfg.windows) else None
+    kind_L = jnp.asarray(cfg.rope_kind) if cfg.rope_kind else None
+
+    # leaves on all layers are sliced by the scan, the others picked by the layer's number
+    whole = (start, stop) == (0, cfg.layers)
+    scanned, picked = split(writes), split(deltas)
+    # Where only some layers run, weights are picked by number too: slicing the stack inside jit
+    # would copy it. (They are then not differentiated efficiently; a method that trains weights
+    # runs all layers.)
+    xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked)
+
+    def step(carry: tuple, xs: tuple) -> tuple:
+        x_BTD, kv = carry
+        i, p, w, d = xs
+        if p is None:
+            p = jax.tree.map(
+                lambda z: jax.lax.dynamic_index_in_dim(z, i, keepdims=False), params["blocks"]
+            )
+
+        def store(k_BTKH: Array, v_BTKH: Array) -> tuple[Array, Array]:
+            nonlocal kv
+            if kv is None:
+                return k_BTKH, v_BTKH
+            at = (i - start, 0, slot, 0, 0)
+            # in the carry, not the scan's inputs and outputs: XLA then updates the cache in place
+            kv = tuple(
+                jax.lax.dynamic_update_slice(c, n[None].astype(c.dtype), at)
+                for c, n in zip(kv, (k_BTKH, v_BTKH))
+            )
+            k, v = (jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False) for c in kv)
+            return k, v
+
+        seen: dict[str, Array] = {}
+        x_BTD = block(
+            p,
+            x_BTD,
+            cfg,
+            store=store,
+            pos_BT=pos_BT,
+            pos_BS=pos_BS,
+            window=None if window_L is None else window_L[i],
+            sincos=None if sincos is None else sincos[0 if kind_L is None else kind_L[i]],
+            tap=partial(tap, reads=reads, writes=join(w, writes, i), seen=seen),
+            deltas=join(d, deltas, i),
+        )
+        return (x_BTD, kv), seen
+
+    if remat:
+        step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    kv = None if cache is None else (cache.k, cache.v)
+    (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, kv), xs)
+    if cache is not None:
+        cache = Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
+    return x_BTD, seen, cache
+
+
+def split(named: dict[str, tuple]) -> dict[str, tuple]:
+    """What the scan slices: the leaves on all layers; None in the place of the others."""
+    return {k: tuple(v if v.layers is None else None for v in vs) for k, vs in named.items()}
+
+
+def join(sliced: dict[str, tuple], named: dict[str, tuple], layer: Array) -> dict[str, tuple]:
+    """One layer's writes or deltas: what the scan sliced, and the others picked."""
+    one = lambda s, v: v.at(layer) if s is None else s
+    return {k: tuple(one(s, v) for s, v in zip(sliced[k], vs)) for k, vs in named.items()}
+
+
+def block(
+    p: Params, x_BTD: Array, cfg: ModelConfig, *, tap: Any, deltas: Mapping[str, Any], **attend: Any
+) -> Array:
+    """One layer of the residual stream."""
+    x_BTD = tap("resid_pre", x_BTD)
+    h_BTD = norm(p["norm1"], x_BTD, cfg) if "norm1" in p else x_BTD
+    a_BTD = attention(p["attn"], h_BTD, cfg, tap=tap, deltas=deltas, **attend)
+    a_BTD = tap("attn_out", norm(p["post_norm1"], a_BTD, cfg) if "post_norm1" in p else a_BTD)
+    if not cfg.parallel:
+        x_BTD = h_BTD = tap("resid_mid", x_BTD + a_BTD)
+    elif "norm2" in p:
+        h_BTD = x_BTD
+    h_BTD = norm(p["norm2"], h_BTD, cfg) if "norm2" in p else h_BTD  # GPT-J: the MLP shares norm1
+    m_BTD = mlp(p["mlp"], h_BTD, cfg, tap=tap, deltas=deltas)
+    m_BTD = tap("mlp_out", norm(p["post_norm2"], m_BTD, cfg) if "post_norm2" in p else m_BTD)
+    x_BTD = x_BTD + m_BTD + a_BTD if cfg.parallel else x_BTD + m_BTD
+    return constrain(tap("resid_post", x_BTD), *RESIDUAL)
+
+
+def unembed(
+    params: Params, x_BTD: Array, cfg: ModelConfig, *, deltas: Deltas | None = None
+) -> Array:
+    """Final norm and head: float32 logits, accumulated in float32 whatever the compute dtype."""
+    x_BTD = norm(params["norm"], x_BTD, cfg)
+    f32 = jnp.float32
+    if cfg.tied:
+        logits_BTV = jnp.einsum(
+            "btd,vd->btv",
+            x_BTD,
+            params["embed"]["w"].astype(x_BTD.dtype),
+            preferred_element_type=f32,
+        )
+    else:
+        logits_BTV = jnp.matmul(
+            x_BTD, params["head"]["w"].astype(x_BTD.dtype), preferred_element_type=f32
+        )
+        if "b" in params["head"]:
+            logits_BTV = logits_BTV + params["head"]["b"].astype(f32)
+    changes = chain(deltas)
+    if cfg.tied:  # the table is the head: its change is a change of both
+        for delta in changes.get("embed", ()):
+            logits_BTV = logits_BTV + flip(delta)(x_BTD).astype(f32)
+    for delta in changes.get("head", ()):
+        logits_BTV = logits_BTV + delta(x_BTD).astype(f32)
+    return constrain(softcap(logits_BTV, cfg.logit_softcap), "batch", None, "vocab")
+
+
+def flip(delta: Any) -> Any:
+    """The transposed change."""
+    if hasattr(delta, "a"):
+        return type(delta)(delta.b.swapaxes(-1, -2), delta.a.swapaxes(-1, -2))
+    return type(delta)(delta.w.swapaxes(-1, -2))
+
+
+def init_cache(cfg: ModelConfig, batch: int, length: int, layers: int | None = None) -> Cache:
+    """An empty cache of `length` slots for a batch."""
+    shape = (cfg.layers if layers is None else layers, batch, length, cfg.kv_heads, cfg.head_dim)
+    zeros = jnp.zeros(shape, cfg.dtype)
+    return Cache(zeros, zeros, jnp.full((batch, length), -1, jnp.int32), jnp.int32(0))
