@@ -6,10 +6,15 @@ All processes of a job call `save`, `restore` and `Checkpointer` together, on a 
 `metadata` and `steps` only read: any process may call them alone.
 """
 
+import contextlib
+import gc
 import importlib.metadata
 import json
 import logging
 import math
+import re
+import sys
+import warnings
 from typing import Any
 
 import jax
@@ -23,8 +28,12 @@ NUMBERS = ("bool", "int", "float")
 KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 Path = ocp.options.FileOptions().path_class  # what Orbax opens: local folders and gs://
 
-# Orbax tells absl's logger about every step of its work. What goes wrong is raised here, in words.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+# Orbax logs every step of its work, and asyncio every read beside one that failed. What goes wrong
+# is raised here, in words.
+for logger in ("absl", "asyncio"):
+    logging.getLogger(logger).addFilter(
+        lambda record: not re.search("orbax|tensorstore", record.pathname + record.getMessage())
+    )
 
 
 def save(folder, tree: Any, *, metadata: dict | None = None) -> None:
@@ -301,15 +310,31 @@ def _load(path, likes: dict[str, Any]) -> dict[str, Any]:
         for name, like in likes.items()
     }
     full = {name: like for name, like in abstract.items() if math.prod(like.shape)}
-    try:
-        loaded = ocp.load(path, full, checkpointable_name="state") if full else {}
-    except Exception as error:
-        raise ValueError(
-            f"{path} is damaged, its arrays cannot be read ({_first_line(error)}): restore another "
-            "checkpoint"
-        ) from error
+    with _muted():
+        try:
+            loaded = ocp.load(path, full, checkpointable_name="state") if full else {}
+        except (RuntimeError, MemoryError):  # such as too little memory: says it by itself
+            raise
+        except Exception as error:
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            gc.collect()
+            raise ValueError(
+                f"{path} is damaged, its arrays cannot be read ({_first_line(error)}): restore "
+                "another checkpoint"
+            ) from error
     empty = abstract.keys() - full.keys()
     return loaded | {name: np.zeros(abstract[name].shape, abstract[name].dtype) for name in empty}
+
+
+@contextlib.contextmanager
+def _muted():
+    """Keep pages about the other reads off the screen when one has failed."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _decode(kind: str, like: Any, array: Any) -> Any:

@@ -217,16 +217,15 @@ def readings(text: str) -> Iterator[Any]:
     """What `text` can mean, the most special first: none, true, a Python literal, words."""
     if text.lower() in (words := {"none": None, "true": True, "false": False}):
         yield words[text.lower()]
-    with contextlib.suppress(ValueError, SyntaxError):
+    with contextlib.suppress(ValueError, SyntaxError, TypeError):  # TypeError: {[]: 1}
         value = ast.literal_eval(text)
         if not isinstance(value, str):
             yield tuple(value) if isinstance(value, list) else value
     yield text
     with contextlib.suppress(ValueError):
-        yield float(text)  # inf, 1e-4 is a literal already
+        yield float(text)  # inf; 1e-4 is a literal already
     items = [item.strip(" '\"") for item in text.strip(" ()[]").split(",") if item.strip()]
-    if items != [text]:
-        yield tuple(next(readings(item)) for item in items)
+    yield tuple(next(readings(item)) for item in items)
     yield tuple(items)
 
 
@@ -247,7 +246,7 @@ def accept(value: Any, hint: Any) -> Any:
     elif hint is int or hint is float:
         if isinstance(value, int | hint) and not isinstance(value, bool):
             return hint(value)
-    elif not isinstance(kind, type) or isinstance(value, kind):  # Any and the like take all
+    elif hint is Any or not isinstance(kind, type) or isinstance(value, kind):
         return value
     raise ValueError(value)
 
@@ -285,6 +284,8 @@ def is_on(variable: str) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
+    """argparse without a page of usage before every error; inside `run`."""
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 

@@ -1,8 +1,9 @@
 """Safetensors files, read by slices and written as a stream.
 
-Not the safetensors package: it maps files into memory, so that reading a checkpoint doubles the process's memory, and
-it writes from arrays that all exist at once. Here a slice costs what it holds. The format is eight bytes of length, a
-JSON header and the bytes; nothing in it is ever executed.
+Not the safetensors package: it maps files into memory, so that reading a checkpoint doubles the
+process's memory, and it writes from arrays that all exist at once. Here a slice costs what it
+holds. The format is eight bytes of length, a JSON header and the bytes; nothing in it is ever
+executed.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""A Hugging Face folder or hub name -> Model. Every device gets its own slices, read straight from the files."""
+"""A Hugging Face folder or hub name -> Model. Every device gets its own slices, read straight from
+the files.
+"""
 
 import json
 import os
@@ -25,8 +27,9 @@ FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float3
 def load(name: str | os.PathLike, mesh: Mesh | None = None, dtype: Any = None) -> Model:
     """Parameters, config and tokenizer of a folder or a hub name.
 
-    dtype: of the weights and the computation ("float32", "bfloat16"); None keeps the weights as they are stored and
-    computes in their dtype (in float32 where they are float16, whose range is too small).
+    dtype: of the weights and the computation ("float32", "bfloat16"); None keeps the weights as
+    they are stored and computes in their dtype (in float32 where they are float16, whose range is
+    too small).
     """
     folder = find(name)
     cfg = read_config(folder)
@@ -118,7 +121,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def match(found: Mapping[str, Tensor], cfg: ModelConfig, folder: Path) -> dict[str, Tensor]:
-    """File tensors under the table's names; names the tensor that is missing, too many or of another shape."""
+    """File tensors under the table's names; names the tensor that is missing, too many or of
+    another shape.
+    """
     family, table, out = FAMILIES[cfg.family], specs(cfg), {}
     for name, tensor in found.items():
         for old, new in family.renames:
@@ -149,7 +154,8 @@ def match(found: Mapping[str, Tensor], cfg: ModelConfig, folder: Path) -> dict[s
 
 
 def stored_shape(key: Key, ours: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a file's tensor, from those of the weights it holds (without their layer axis)."""
+    """The shape of a file's tensor, from those of the weights it holds (without their layer axis).
+    """
     parts = [shape[1:] if "{}" in key.hf else shape for shape in ours]
     shape = (*parts[0][:-1], sum(p[-1] for p in parts))
     return shape[::-1] if key.out_in else shape

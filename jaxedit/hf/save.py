@@ -25,7 +25,8 @@ SHARD = 5 * 10**9  # bytes per file, as transformers'
 def save(
     model: Model, folder: str | os.PathLike, *, overwrite: bool = False, max_shard: int = SHARD
 ) -> None:
-    """Writes config.json, the weights in their own dtype and the tokenizer; the folder appears when it is whole.
+    """Writes config.json, the weights in their own dtype and the tokenizer; the folder appears when
+    it is whole.
 
     In a job of several processes all of them call it, and the first one writes.
     """
@@ -68,7 +69,9 @@ def write_config(cfg: ModelConfig, folder: Path, dtype: str) -> None:
 
 
 def write_weights(model: Model, folder: Path, max_shard: int, writer: bool) -> None:
-    """One safetensors file, or shards with an index. Every process makes every tensor; one of them writes."""
+    """One safetensors file, or shards with an index. Every process makes every tensor; one of them
+    writes.
+    """
     tensors = list(file_tensors(model.params, model.cfg))
     shards: list[list[Entry]] = [[]]
     for t in tensors:
