@@ -7,14 +7,11 @@ All processes of a job call `save`, `restore` and `Checkpointer` together, on a 
 """
 
 import contextlib
-import gc
 import importlib.metadata
 import json
 import logging
 import math
 import re
-import sys
-import warnings
 from typing import Any
 
 import jax
@@ -24,15 +21,17 @@ from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
 FORMAT = 1
+ABOUT = "_CHECKPOINT_METADATA"  # Orbax writes it; its own reader opens every array
+SIZES = "sizes.json"
 NUMBERS = ("bool", "int", "float")
 KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 Path = ocp.options.FileOptions().path_class  # what Orbax opens: local folders and gs://
 
-# Orbax logs every step of its work, and asyncio every read beside one that failed. What goes wrong
+# Orbax logs every step of its work, and asyncio the reads beside one that failed. What goes wrong
 # is raised here, in words.
 for logger in ("absl", "asyncio"):
     logging.getLogger(logger).addFilter(
-        lambda record: not re.search("orbax|tensorstore", record.pathname + record.getMessage())
+        lambda record: not re.search("orbax|tensorstore", f"{record.pathname} {record.msg}")
     )
 
 
@@ -42,7 +41,9 @@ def save(folder, tree: Any, *, metadata: dict | None = None) -> None:
     if path.exists():
         raise ValueError(f"{path} exists: a checkpoint goes to a new folder, choose another name")
     arrays, about = _encode(tree, metadata)
-    ocp.save(path, arrays, custom_metadata=about)
+    with _writing(path):
+        ocp.save(path, arrays, custom_metadata=about)
+        _write_sizes(path)
 
 
 def restore(folder, target: Any = None) -> Any:
@@ -55,6 +56,7 @@ def restore(folder, target: Any = None) -> Any:
     """
     path = _absolute(folder)
     saved = _read(path)["leaves"]
+    _check_sizes(path)
     if target is None:
         wanted = {name: (have["kind"], _on_host(**have)) for name, have in saved.items()}
     else:
@@ -105,19 +107,23 @@ class Checkpointer:
             n=keep_best,
             keep_checkpoints_without_metrics=False,
         )
-        self._orbax = ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            # In a bucket Orbax takes every folder without its commit file for a leftover.
-            cleanup_tmp_directories="://" not in str(self.folder),
-        )
+        with _writing(self.folder):
+            self._orbax = ocp.training.Checkpointer(
+                self.folder,
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                # In a bucket Orbax takes every folder without its commit file for a leftover.
+                cleanup_tmp_directories="://" not in str(self.folder),
+            )
+        self._pending: int | None = None
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, *_) -> None:
-        self.wait()
-        self._orbax.close()
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
 
     @property
     def steps(self) -> list[int]:
@@ -143,6 +149,7 @@ class Checkpointer:
         The caller may donate or change the arrays at once. If writing fails, the next call raises.
         """
         self.wait()
+        step = int(step)  # Orbax takes no NumPy integer
         if step < 0 or (self.latest is not None and step <= self.latest):
             raise ValueError(
                 f"step {step}: steps increase from 0, and {self.folder} is at {self.latest}; "
@@ -151,13 +158,15 @@ class Checkpointer:
         arrays, about = _encode(tree, metadata)
         if score is not None:  # NaN compares to nothing, and is the worst
             score = -math.inf if math.isnan(score) else float(score)
-        self._orbax.save_checkpointables_async(
-            step,
-            {"state": arrays},
-            force=True,  # save even right after the last save
-            metrics=None if score is None else {"score": score},
-            custom_metadata=about,
-        )
+        with _writing(self.folder):
+            self._orbax.save_checkpointables_async(
+                step,
+                {"state": arrays},
+                force=True,  # save even right after the last save
+                metrics=None if score is None else {"score": score},
+                custom_metadata=about,
+            )
+        self._pending = step
 
     def restore(self, target: Any = None, *, step: int | None = None) -> tuple[int, Any]:
         """The latest step, or the one asked for, and its tree; `target` as in the function."""
@@ -171,12 +180,11 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Return when everything is on disk."""
-        try:
+        pending, self._pending = self._pending, None
+        with _writing(self.folder):
             self._orbax.wait()
-        except Exception as error:
-            raise OSError(
-                f"a checkpoint was not written to {self.folder}: {_first_line(error)}"
-            ) from error
+            if pending is not None:
+                _write_sizes(self.folder / str(pending))
 
 
 def _absolute(folder):
@@ -184,8 +192,14 @@ def _absolute(folder):
     return path if path.is_absolute() else path.absolute()
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _summarize(error: Exception) -> str:
+    return re.split(r"\n| \[tensorstore", f"{type(error).__name__}: {error}")[0]
+
+
+def _without_stack(error: Exception) -> Exception:
+    """The same error, to be chained in two lines: Orbax raises it through four threads."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def _name_leaves(tree: Any) -> dict[str, tuple[list[str], Any]]:
@@ -246,10 +260,11 @@ def _read(path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: pass the folder of a checkpoint")
     try:
-        about = ocp.checkpointables_metadata(path).custom_metadata or {}
-    except Exception:  # Orbax has another exception for every kind of foreign folder
-        about = {}
-    if not {"metadata", "versions", "leaves"} <= about.keys():
+        about = json.loads((path / ABOUT).read_text())["custom_metadata"]
+        known = {"metadata", "versions", "leaves"} <= about.keys()
+    except (OSError, ValueError, LookupError, AttributeError):
+        known = False
+    if not known:
         found = steps(path) if path.is_dir() else []
         hint = f"it has the steps {found}, add one of them" if found else "pass another folder"
         raise ValueError(f"{path} is not a checkpoint of jaxedit, or is damaged: {hint}")
@@ -261,6 +276,44 @@ def _read(path) -> dict:
     return about
 
 
+@contextlib.contextmanager
+def _writing(path):
+    try:
+        yield
+    except Exception as error:
+        raise OSError(
+            f"a checkpoint was not written to {path}: {_summarize(error)}"
+        ) from _without_stack(error)
+
+
+def _write_sizes(path) -> None:
+    """Note the size of every file of a complete checkpoint, so that a cut one is seen at once."""
+    if jax.process_index() == 0:
+        sizes = {name: (path / name).stat().length for name in _list_files(path)}
+        (path / "sizes.tmp").write_text(json.dumps(sizes))
+        (path / "sizes.tmp").replace(path / SIZES)
+
+
+def _check_sizes(path) -> None:
+    try:
+        sizes = json.loads((path / SIZES).read_text())
+    except (OSError, ValueError):  # the job was killed before it noted them: nothing to compare
+        return
+    for name, size in sizes.items():
+        found = (path / name).stat().length if (path / name).exists() else None
+        if found != size:
+            was = "is missing" if found is None else f"has {found} bytes of {size}"
+            raise ValueError(f"{path} is damaged, {name} {was}: restore another checkpoint")
+
+
+def _list_files(path, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for found in path.iterdir():
+        name = prefix + found.name
+        names += _list_files(found, f"{name}/") if found.is_dir() else [name]
+    return names
+
+
 def _check_fit(path, saved: dict[str, dict], wanted: dict[str, tuple[str, Any]]) -> None:
     problems = [f"{name!r} is only in the checkpoint" for name in saved if name not in wanted]
     for name, (kind, like) in wanted.items():
@@ -270,11 +323,15 @@ def _check_fit(path, saved: dict[str, dict], wanted: dict[str, tuple[str, Any]])
             was = f"{have['kind']} {have['dtype']}{have['shape']}"
             now = f"{kind} {like.dtype}{list(like.shape)}"
             problems.append(f"{name!r} is {was} in the checkpoint and {now} in the target")
+        elif not isinstance(like, np.ndarray) and like.dtype != jax.dtypes.canonicalize_dtype(
+            like.dtype
+        ):
+            problems.append(f"{name!r} is {like.dtype} only in NumPy, or with jax_enable_x64")
         elif (sharding := _sharding(like)) is not None:
             try:
                 sharding.shard_shape(tuple(like.shape))
             except ValueError as error:
-                problems.append(f"{name!r} cannot be sharded so: {_first_line(error)}")
+                problems.append(f"{name!r} cannot be sharded so: {_summarize(error)}")
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
@@ -310,31 +367,16 @@ def _load(path, likes: dict[str, Any]) -> dict[str, Any]:
         for name, like in likes.items()
     }
     full = {name: like for name, like in abstract.items() if math.prod(like.shape)}
-    with _muted():
-        try:
-            loaded = ocp.load(path, full, checkpointable_name="state") if full else {}
-        except (RuntimeError, MemoryError):  # such as too little memory: says it by itself
-            raise
-        except Exception as error:
-            error.__traceback__ = error.__cause__ = error.__context__ = None
-            gc.collect()
-            raise ValueError(
-                f"{path} is damaged, its arrays cannot be read ({_first_line(error)}): restore "
-                "another checkpoint"
-            ) from error
+    try:
+        loaded = ocp.load(path, full, checkpointable_name="state") if full else {}
+    except (RuntimeError, MemoryError):  # such as too little memory: says it by itself
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged ({_summarize(error)}): restore another checkpoint"
+        ) from _without_stack(error)
     empty = abstract.keys() - full.keys()
     return loaded | {name: np.zeros(abstract[name].shape, abstract[name].dtype) for name in empty}
-
-
-@contextlib.contextmanager
-def _muted():
-    """Keep pages about the other reads off the screen when one has failed."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            yield
-    finally:
-        sys.unraisablehook = hook
 
 
 def _decode(kind: str, like: Any, array: Any) -> Any:

@@ -1,36 +1,29 @@
-"""Commands and their configuration: a Python file returns a frozen dataclass, flags replace leaves.
+"""Commands: `python -m jaxedit.VERB --config FILE.py:PRESET --set a.b=c`, and `jaxedit VERB
+--flags`.
 
-    python -m jaxedit.edit --config configs/rome.py:gpt-j-6b --set editor.layer=7 seeds=0,1
-
-The file has `def config(preset=…)` and may list its presets in `PRESETS`. A mistake in a file or a
-flag ends in one line on stderr and exit code 2; JAXEDIT_TRACEBACK=1 brings the traceback back.
+A mistake in a file or a flag ends in one line on stderr and exit code 2; JAXEDIT_TRACEBACK=1 brings
+the traceback back.
 """
 
 import argparse
-import ast
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import importlib.metadata
-import json
 import os
-import shlex
-import socket
 import sys
 import traceback
-import types
-import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
+
+from jaxedit import settings
 
 # The verbs of the console script: where each lives, and what it does. Imported only when chosen.
 VERBS = {
-    "info": ("jaxedit.info:main", "what a model folder is: family, sizes, parameters, memory"),
-    "generate": ("jaxedit.generate:main", "continue prompts with a model"),
+    "info": ("jaxedit.console:info", "what a model folder is: family, sizes, parameters, memory"),
+    "generate": ("jaxedit.console:generate", "continue prompts with a model"),
 }
-Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with one_line_errors():
         if verb not in VERBS:
-            raise ValueError(f"unknown verb {verb!r}; {suggest(verb, VERBS)}")
+            raise ValueError(f"unknown verb {verb!r}; {settings.suggest(verb, VERBS)}")
         module, _, function = VERBS[verb][0].partition(":")
         return getattr(importlib.import_module(module), function)(rest) or 0
 
@@ -73,13 +66,14 @@ def parse(verb: str, argv: Sequence[str] | None = None) -> Any:
             raise ValueError(f"unknown argument {unknown[0]!r}{hint}")
         ap.epilog = f"example: {ap.prog} --config FILE.py --set a.b=1 c=2 --dry-run"
         if args.config:
-            cfg, presets = load(args.config)
-            cfg = override(cfg, args.set)
-            ap.epilog = f"{args.config} (presets: {', '.join(presets) or 'none'})\n{table(cfg)}"
+            cfg, presets = settings.load(args.config)
+            cfg = settings.override(cfg, args.set)
+            known = ", ".join(presets) or "none"
+            ap.epilog = f"{args.config} (presets: {known})\n{settings.table(cfg)}"
         elif not args.help:
             raise ValueError(f"{ap.prog} needs --config FILE.py[:PRESET]; see --help")
         if args.help or args.dry_run:
-            print(ap.format_help() if args.help else to_json(dataclasses.asdict(cfg)))
+            print(ap.format_help() if args.help else settings.to_json(dataclasses.asdict(cfg)))
             raise SystemExit(0)
         # After the config, so that a typing mistake does not wait for the other hosts.
         if args.distributed or is_on("JAXEDIT_DISTRIBUTED"):
@@ -106,7 +100,7 @@ def start_distributed() -> None:
     for argument in ("num_processes", "process_id"):
         variable = f"JAXEDIT_{argument.upper()}"
         if text := os.environ.get(variable):
-            given[argument] = settle(variable, "", int, text, readings(text))
+            given[argument] = settings.settle(variable, "", int, text, settings.readings(text))
     if len(given) == 3:  # Nothing is left to find out, and looking would ask the Kubernetes API.
         given["cluster_detection_method"] = "deactivate"
     try:
@@ -118,169 +112,27 @@ def start_distributed() -> None:
         ) from error
 
 
-def dump(cfg: Any, workdir: str | Path) -> Path:
-    """Write `{"command", "config"}` to `workdir/config.json`, whole or not at all."""
-    if "://" in str(workdir):  # pathlib would make a local folder of that name
-        raise ValueError(f"work directory {str(workdir)!r} is not a local path: mount the bucket")
-    path = Path(workdir, "config.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(sys.orig_argv)
-    # Every host of a run may write to one shared folder, hence a name of its own.
-    part = path.with_name(f".config.{socket.gethostname()}.{os.getpid()}.json")
-    part.write_text(to_json({"command": command, "config": dataclasses.asdict(cfg)}) + "\n")
-    os.replace(part, path)
-    return path
-
-
-def load(spec: str) -> tuple[Any, list[str]]:
-    """The configuration that `file.py` or `file.py:preset` returns, and its presets' names."""
-    name, colon, preset = spec.partition(".py:")
-    path = Path(name + ".py" if colon else name)
-    if not path.is_file():
-        raise ValueError(f"--config {spec}: no such file {str(path)!r}")
-    # A registered module, because dataclasses resolve their annotations there.
-    module = types.ModuleType(f"jaxedit_config_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module
-    presets: list[str] = []
-    try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-        presets = [str(key) for key in getattr(module, "PRESETS", ())]
-        if preset and presets and preset not in presets:
-            raise ValueError(f"no preset {preset!r}; {suggest(preset, presets)}")
-        if not callable(make := getattr(module, "config", None)):
-            raise ValueError("the file has no function config(preset=…)")
-        if not is_config(cfg := make(preset) if preset else make()):
-            raise ValueError(f"config() must return a dataclass, got {cfg!r}")
-        for key, hint, value in walk(cfg):
-            settle(key, key, hint, value, [value])
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f", line {frame.lineno}" for frame in frames if frame.filename == str(path)]
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        known = f" (presets: {', '.join(presets)})" if presets and not preset else ""
-        place = spec + "".join(lines[-1:])
-        raise ValueError(f"--config {place}: {kind}{error}{known}") from error
-    return cfg, presets
-
-
-def override(cfg: Any, settings: Iterable[str]) -> Any:
-    """A copy of `cfg` with leaves replaced: `override(cfg, ["editor.layer=7", "save=false"])`."""
-    hints = {key: hint for key, hint, _ in walk(cfg)}
-    changes = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"--set {setting}: missing '=', write --set {key}=VALUE")
-        if key not in hints:
-            raise ValueError(f"--set {setting}: no field {key!r}; {suggest(key, hints)}")
-        inner = [name for name in hints if name.startswith(f"{key}.")]
-        if inner and text.lower() != "none":
-            raise ValueError(f"--set {setting}: set its fields, one of {', '.join(inner)}")
-        changes[key] = settle(f"--set {setting}", key, hints[key], text, readings(text))
-    return rebuild(cfg, changes, "")
-
-
-def rebuild(cfg: Any, changes: dict[str, Any], prefix: str) -> Any:
-    # All fields at once, so that a check in __post_init__ sees only the final values.
-    new = {}
-    for field in dataclasses.fields(cfg):
-        key, value = prefix + field.name, getattr(cfg, field.name)
-        if key in changes:
-            new[field.name] = changes[key]
-        elif is_config(value):
-            new[field.name] = rebuild(value, changes, f"{key}.")
-    return dataclasses.replace(cfg, **new)
-
-
-def walk(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted path, annotation, value) of every field, those that hold further fields included."""
-    hints = typing.get_type_hints(type(cfg))
-    for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        yield prefix + field.name, hints[field.name], value
-        if is_config(value):
-            yield from walk(value, f"{prefix}{field.name}.")
-
-
-def settle(where: str, key: str, hint: Any, given: Any, readings: Iterable[Any]) -> Any:
-    """The first of `readings` of what was given that field `key` takes."""
-    if key.endswith("dtype"):
-        hint = {str: Dtype, str | None: Dtype | None}.get(hint, hint)
-    for reading in readings:
-        with contextlib.suppress(ValueError):
-            return accept(reading, hint)
-    raise ValueError(f"{where}: expected {show(hint)}, got {given!r}")
-
-
-def readings(text: str) -> Iterator[Any]:
-    """What `text` can mean, the most special first: none, true, a Python literal, words."""
-    if text.lower() in (words := {"none": None, "true": True, "false": False}):
-        yield words[text.lower()]
-    with contextlib.suppress(ValueError, SyntaxError, TypeError):  # TypeError: {[]: 1}
-        value = ast.literal_eval(text)
-        if not isinstance(value, str):
-            yield tuple(value) if isinstance(value, list) else value
-    yield text
-    with contextlib.suppress(ValueError):
-        yield float(text)  # inf; 1e-4 is a literal already
-    items = [item.strip(" '\"") for item in text.strip(" ()[]").split(",") if item.strip()]
-    yield tuple(next(readings(item)) for item in items)
-    yield tuple(items)
-
-
-def accept(value: Any, hint: Any) -> Any:
-    """`value`, an int as a float where one is wanted; ValueError if it is not of type `hint`."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    kind = origin or hint
-    if origin in (typing.Union, types.UnionType):
-        for option in options:
-            with contextlib.suppress(ValueError):
-                return accept(value, option)
-    elif origin is Literal:
-        if any(value == option and type(value) is type(option) for option in options):
-            return value
-    elif origin is tuple and isinstance(value, tuple):
-        each = options[:1] * len(value) if options[-1:] == (...,) else options
-        return tuple(accept(item, option) for item, option in zip(value, each, strict=True))
-    elif hint is int or hint is float:
-        if isinstance(value, int | hint) and not isinstance(value, bool):
-            return hint(value)
-    elif hint is Any or not isinstance(kind, type) or isinstance(value, kind):
-        return value
-    raise ValueError(value)
-
-
-def show(hint: Any) -> str:
-    plain = isinstance(hint, type) and not typing.get_args(hint)
-    return hint.__name__ if plain else str(hint).replace("typing.", "")
-
-
-def table(cfg: Any) -> str:
-    """One line for each leaf: path, type, value."""
-    rows = [(key, show(hint), repr(v)) for key, hint, v in walk(cfg) if not is_config(v)]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c}" for a, b, c in rows)
-
-
-def suggest(word: str, names: Iterable[str]) -> str:
-    names = list(names)
-    # `layer` is short for `editor.layer`, whatever else looks like it.
-    close = [name for name in names if name.rpartition(".")[2] == word]
-    close = close or difflib.get_close_matches(word, names)
-    return f"did you mean {' or '.join(close)}?" if close else f"one of {', '.join(names)}"
-
-
-def to_json(tree: Any) -> str:
-    return json.dumps(tree, indent=2, default=str)
-
-
-def is_config(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
 def is_on(variable: str) -> bool:
     return os.environ.get(variable, "0") not in ("", "0")
+
+
+def add_placement(ap: argparse.ArgumentParser, *, devices: bool = True) -> None:
+    """The flags that every command which loads a model has."""
+    rest = ", -1 for the rest of the devices" if devices else ""
+    ap.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    ap.add_argument("--data", type=int, default=1, help=f"mesh: parts of the batch{rest}")
+    ap.add_argument("--fsdp", type=int, default=1, help="mesh: parts of batch and weights")
+    ap.add_argument("--tensor", type=int, default=1, help="mesh: parts of every matrix product")
+
+
+def placement(args: argparse.Namespace) -> Any:
+    """The mesh that those flags ask for; None for one device."""
+    sizes = (args.data, args.fsdp, args.tensor)
+    if sizes == (1, 1, 1):
+        return None
+    from jaxedit.sharding import make_mesh
+
+    return make_mesh(*sizes)
 
 
 class Parser(argparse.ArgumentParser):

@@ -72,8 +72,7 @@ def restore(params: Params, kept: Mapping[str, tuple[Kept, ...]]) -> Params:
 @jax.jit
 def _merge(weights: dict[str, Array], deltas: dict[str, Delta]) -> dict[str, Array]:
     def plus(w_IO: Array, d: Delta) -> Array:
-        kind = jnp.promote_types(w_IO.dtype, jnp.float32)
-        return (w_IO.astype(kind) + product(d).astype(kind)).astype(w_IO.dtype)
+        return (w_IO.astype(jnp.float32) + product(d)).astype(w_IO.dtype)
 
     def one(path: str, w: Array, d: Delta) -> Array:
         if "/" not in path:
@@ -99,9 +98,7 @@ def _keep(w: Array, layers: Array | None) -> Array:
 
 
 @jax.jit
-def _unmerge(
-    weights: dict[str, Array], kept: dict[str, tuple[Kept, ...]]
-) -> dict[str, Array]:
+def _unmerge(weights: dict[str, Array], kept: dict[str, tuple[Kept, ...]]) -> dict[str, Array]:
     def back(w: Array, k: Kept) -> Array:
         return k.w if k.layers is None else w.at[_drop(k.layers, len(w))].set(k.w, mode="drop")
 
@@ -164,16 +161,14 @@ def row(deltas: Deltas, i: int | Array) -> dict[str, Any]:
         take = lambda x: x[:, i] if "/" in path else x[i]
         return _over(take, d, None if d.layers is None else d.layers[:, i])
 
-    many = lambda v: type(v) in (tuple, list)
-    return {
-        k: tuple(one(k, d) for d in v) if many(v) else one(k, v) for k, v in deltas.items()
-    }
+    return _each(one, deltas)
 
 
 def stack(edits: Sequence[Deltas]) -> dict[str, Delta]:
     """N shared deltas as one delta per row, so that one forward runs all edits: [n, N, I, R].
 
-    Ranks and layers are padded to the largest, with zeros and with layer -1.
+    Ranks and layers are padded to the largest, with zeros and with layer -1. Done on the host: in
+    XLA every N would be another program with N operands.
     """
     if not edits:
         raise ValueError("no deltas to stack")
@@ -185,46 +180,49 @@ def stack(edits: Sequence[Deltas]) -> dict[str, Delta]:
 
 
 def _stack(path: str, ds: list[Delta | None]) -> Delta:
-    have = [d for d in ds if d is not None]
-    for d in have:
+    have = {i: d for i, d in enumerate(ds) if d is not None}
+    first = next(iter(have.values()))
+    for d in have.values():
         if _rows(path, d) is not None:
             raise ValueError(f"delta {path!r} has one change per row already; stack shared deltas")
-    if any(isinstance(d, Dense) for d in have):
-        have = [Dense(product(d), d.layers) for d in have]
-    lead = "/" in path
-    whole = not lead or all(d.layers is None for d in have)
-    sizes = [tuple(np.max([x.shape for x in xs], 0)) for xs in zip(*map(_parts, have))]
-    kinds = [reduce(jnp.promote_types, (x.dtype for x in xs)) for xs in zip(*map(_parts, have))]
-    rest = iter(have)
-    arrays: list[list[Array]] = []
-    layers = []
-    for given in ds:
-        d = None if given is None else next(rest)
-        xs = [jnp.zeros((0,) * len(s)) for s in sizes] if d is None else _parts(d)
-        arrays.append([_grow(x.astype(k), s) for x, s, k in zip(xs, sizes, kinds, strict=True)])
-        if not whole:
-            numbers = jnp.zeros(0, jnp.int32) if d is None else _numbers(d)
-            layers.append(_grow(numbers.astype(jnp.int32), sizes[0][:1], -1))
-    joined = [jnp.stack(xs, int(lead)) for xs in zip(*arrays, strict=True)]
-    return type(have[0])(*joined, layers=None if whole else jnp.stack(layers, 1))
+        if _size(d) != _size(first):
+            raise ValueError(f"deltas {path!r} change {_size(first)} and {_size(d)}: two models")
+    kind: Any = Dense if any(isinstance(d, Dense) for d in have.values()) else LowRank
+    have = {i: d if isinstance(d, kind) else Dense(product(d), d.layers) for i, d in have.items()}
+
+    def join(lead: int, arrays: dict[int, np.ndarray], fill: int = 0) -> Array:
+        shape = np.max([x.shape for x in arrays.values()], 0)
+        dtype = reduce(_wider, [x.dtype for x in arrays.values()])
+        out = np.full((*shape[:lead], len(ds), *shape[lead:]), fill, dtype)
+        for i, x in arrays.items():
+            at: list[slice | int] = [slice(n) for n in x.shape]
+            at.insert(lead, i)
+            out[tuple(at)] = x
+        return jnp.asarray(out)
+
+    lead = int("/" in path)
+    parts = zip(*map(_parts, have.values()), strict=True)
+    arrays = [join(lead, dict(zip(have, map(np.asarray, xs), strict=True))) for xs in parts]
+    if not lead or all(d.layers is None for d in have.values()):
+        return kind(*arrays)
+    numbers = {i: np.asarray(_numbers(d)) for i, d in have.items()}
+    return kind(*arrays, join(1, numbers, -1))
 
 
-def _grow(x: Array, shape: tuple[int, ...], fill: int = 0) -> Array:
-    """x in the corner of a larger array."""
-    if x.shape == tuple(shape):
-        return x
-    return jnp.pad(x, [(0, n - m) for m, n in zip(x.shape, shape)], constant_values=fill)
+def _wider(x: Any, y: Any) -> Any:
+    """The dtype that holds both: float32 where two floats differ, whatever the promotion rules."""
+    return x if x == y else np.promote_types(x, y) if x.kind == y.kind == "i" else jnp.float32
 
 
 def scatter(deltas: Deltas, num_layers: int) -> dict[str, Delta]:
-    """The same deltas with layers=None: arrays lead with all L layers, zeros where none is edited."""
+    """The same deltas with layers=None: arrays lead with L layers, zeros where none is edited."""
 
     def one(path: str, d: Delta) -> Delta:
         if d.layers is None:
             return d
         rows = _rows(path, d)
         d = d if rows is None else _broadcast(path, d, rows)
-        at: Any = _drop(d.layers, num_layers)
+        at: Any = _drop(_numbers(d), num_layers)
         at = at if rows is None else (at, jnp.arange(rows))
         empty = lambda x: jnp.zeros((num_layers, *x.shape[1:]), x.dtype)
         return _over(lambda x: empty(x).at[at].set(x, mode="drop"), d, None)
@@ -265,7 +263,7 @@ def _add(path: str, x: Delta, y: Delta) -> Delta:
 
 
 def _concat(x: Array, y: Array, axis: int) -> Array:
-    kind = jnp.promote_types(x.dtype, y.dtype)
+    kind = _wider(x.dtype, y.dtype)
     return jnp.concatenate([x.astype(kind), y.astype(kind)], axis)
 
 
@@ -273,13 +271,271 @@ def _align(path: str, x: Delta, y: Delta) -> tuple[Delta, Delta, Array | None]:
     """Both on the union of their layers, [u] or [u, B], zero where one has none."""
     if any(isinstance(d.layers, jax.core.Tracer) for d in (x, y)):
         raise ValueError(f"the layers of deltas {path!r} are traced: compose them outside jit")
-    shared = _rows(path, x) is None
-    columns = [np.asarray(_numbers(d)) for d in (x, y)]
-    columns = [c.reshape(len(c), -1) for c in columns]
-    unions = [
-        sorted({*p, *q} - {-1})
-        for p, q in zip(*(c.T.tolist() for c in np.broadcast_arrays(*columns[:1], ) + columns[1:]))
-    ]
-    raise NotImplementedError
+    numbers = [np.asarray(_numbers(d)) for d in (x, y)]
+    shared = numbers[0].ndim == 1
+    columns = [n.reshape(len(n), -1) for n in numbers]  # [n, B], B = 1 where shared
+    sets = zip(*(c.T.tolist() for c in columns), strict=True)
+    unions = [sorted({*p, *q} - {-1}) for p, q in sets]
+    union = np.full((max(1, *map(len, unions)), len(unions)), -1, np.int32)
+    for j, u in enumerate(unions):
+        union[: len(u), j] = u
+
+    def place(d: Delta, have: np.ndarray) -> Delta:
+        same = have[:, None] == union  # [n, u, B]
+        at, hit = same.argmax(0), same.any(0) & (union >= 0)
+
+        def take(v: Array) -> Array:
+            v = v[:, None] if shared else v
+            spread = lambda z: jnp.asarray(z).reshape(*z.shape, *[1] * (v.ndim - 2))
+            v = jnp.where(spread(hit), jnp.take_along_axis(v, spread(at), 0), 0)
+            return v[:, 0] if shared else v
+
+        return _over(take, d, None)
+
+    every = (x.layers is None or y.layers is None) and not (union < 0).any()
+    layers = None if every else jnp.asarray(union[:, 0] if shared else union)
+    return place(x, columns[0]), place(y, columns[1]), layers
 
 
+def scale(deltas: Deltas, s: float | Array) -> dict[str, Any]:
+    """s times the change."""
+    times = lambda x: x * jnp.asarray(s, x.dtype)
+    one = lambda _, d: replace(d, b=times(d.b)) if isinstance(d, LowRank) else _over(times, d)
+    return _each(one, deltas)
+
+
+def negate(deltas: Deltas) -> dict[str, Any]:
+    return scale(deltas, -1)
+
+
+def truncate(deltas: Deltas, rank: int) -> dict[str, LowRank]:
+    """The best approximation of at most this rank, as LowRank; of a Dense too.
+
+    QR of both factors and the SVD of an [R, R] core; [I, O] is never formed.
+    """
+    if rank < 1:
+        raise ValueError(f"rank {rank}; it must be at least 1")
+    return {path: _truncate(d, rank) for path, d in single(deltas).items()}
+
+
+@partial(jax.jit, static_argnames="rank")
+def _truncate(d: Delta, rank: int) -> LowRank:
+    kind = _parts(d)[0].dtype
+    left, core, right = _factor(d)
+    u, s, vt = jnp.linalg.svd(core, full_matrices=False)
+    root = jnp.sqrt(s[..., :rank])  # to both factors: half the range for low precision
+    a, b = u[..., :rank] * root[..., None, :], root[..., None] * vt[..., :rank, :]
+    if left is not None and right is not None:
+        a, b = matmul(left, a), matmul(b, right)
+    return LowRank(a.astype(kind), b.astype(kind), d.layers)
+
+
+def norm(deltas: Deltas, ord: str = "fro") -> dict[str, Array]:
+    """Size of each matrix's change, [n] or [n, B] ([] or [B] for "embed"): "fro" or "spectral".
+
+    From the core of the factors: the sum of squares of traces would lose half of the digits where
+    composed edits cancel.
+    """
+    if ord not in ("fro", "spectral"):
+        raise ValueError(f"norm {ord!r}: one of fro, spectral")
+    return {path: _norm(d, ord) for path, d in single(deltas).items()}
+
+
+@partial(jax.jit, static_argnames="ord")
+def _norm(d: Delta, ord: str) -> Array:
+    core = _factor(d)[1]
+    if ord == "fro":
+        size = jnp.sqrt(jnp.sum(jnp.square(core), (-1, -2)))
+    else:
+        size = jnp.linalg.svd(core, compute_uv=False).max(-1, initial=0)
+    if d.layers is None:
+        return size
+    return jnp.where((d.layers if d.layers.ndim == size.ndim else d.layers[:, None]) < 0, 0, size)
+
+
+def _factor(d: Delta) -> tuple[Array | None, Array, Array | None]:
+    """left @ core @ right, with orthonormal left and right (None: the core is the matrix)."""
+    if isinstance(d, Dense):
+        return None, product(d), None
+    left, ra = jnp.linalg.qr(d.a.astype(jnp.float32))
+    right, rb = jnp.linalg.qr(d.b.astype(jnp.float32).swapaxes(-1, -2))
+    return left, matmul(ra, rb.swapaxes(-1, -2)), right.swapaxes(-1, -2)
+
+
+def rank(deltas: Deltas) -> dict[str, int]:
+    """How many ranks the form of each change has room for."""
+    return {
+        path: min(_parts(d)[0].shape[-1], *_size(d)) if isinstance(d, LowRank) else min(_size(d))
+        for path, d in single(deltas).items()
+    }
+
+
+# The form of a delta
+
+
+def check(deltas: Deltas, matrices: Mapping[str, tuple[int, int]], num_layers: int) -> None:
+    """Raises where deltas do not fit a model with these matrices (path -> (I, O))."""
+    for path, v in deltas.items():
+        if path not in matrices:
+            raise ValueError(
+                f"delta {path!r}: the model has {', '.join(matrices) or 'no such one'}"
+            )
+        for d in _chain(v):
+            if not isinstance(d, LowRank | Dense):
+                raise ValueError(f"delta {path!r} is a {type(d).__name__}, not LowRank or Dense")
+            _check_arrays(path, d, matrices[path])
+            if "/" in path:
+                _check_layers(path, d, num_layers)
+            elif d.layers is not None:
+                raise ValueError(f"delta {path!r} has layers; this matrix belongs to none")
+
+
+def _check_arrays(path: str, d: Delta, size: tuple[int, int]) -> None:
+    lead = int("/" in path)
+    shapes = [tuple(x.shape) for x in _parts(d)]
+    told = f"delta {path!r} has shapes {' and '.join(map(str, map(list, shapes)))}"
+    if len({len(s) for s in shapes}) > 1 or len(shapes[0]) not in (lead + 2, lead + 3):
+        form = "[n, I, R] and [n, R, O], or [n, B, …]" if lead else "[I, R] and [R, O], or [B, …]"
+        raise ValueError(f"{told}; expected {form} (a Dense is [.., I, O])")
+    if _size(d) != tuple(size):
+        raise ValueError(f"{told}, so it changes {list(_size(d))}; the matrix is {list(size)}")
+    if isinstance(d, LowRank) and d.a.shape[-1] != d.b.shape[-2]:
+        raise ValueError(f"{told}: their ranks differ, {d.a.shape[-1]} and {d.b.shape[-2]}")
+    if lead and len({s[0] for s in shapes}) > 1:
+        raise ValueError(f"{told}: they must lead with the same number of layers")
+    many = [s[lead] for s in shapes if len(s) == lead + 3]
+    many += [d.layers.shape[1]] if d.layers is not None and d.layers.ndim == 2 else []
+    if len(set(many) - {1}) > 1:
+        raise ValueError(f"{told}: the number of rows must be one number, not {sorted(set(many))}")
+
+
+def _check_layers(path: str, d: Delta, num_layers: int) -> None:
+    n = len(_parts(d)[0])
+    if d.layers is None:
+        if n != num_layers:
+            raise ValueError(
+                f"delta {path!r} leads with {n} layers and names none; the model has {num_layers}"
+            )
+        return
+    shape = tuple(d.layers.shape)
+    wide = _parts(d)[0].ndim == 4
+    if shape[:1] != (n,) or len(shape) > (2 if wide else 1):
+        raise ValueError(
+            f"delta {path!r} has layers of shape {list(shape)}; expected [{n}]"
+            + (f" or [{n}, rows]" if wide else "")
+        )
+    if isinstance(d.layers, jax.core.Tracer):
+        return
+    for column in np.asarray(d.layers).reshape(n, -1).T.tolist():
+        named = [i for i in column if i != -1]
+        if bad := [i for i in named if not 0 <= i < num_layers]:
+            raise ValueError(f"delta {path!r} changes layer {bad[0]}; the model has {num_layers}")
+        if len(set(named)) < len(named):
+            raise ValueError(
+                f"delta {path!r} names a layer twice: {named}; join them with delta.compose"
+            )
+
+
+def _chain(v: Any) -> tuple:
+    """A value of Deltas as a tuple."""
+    return tuple(v) if type(v) in (tuple, list) else (v,)
+
+
+def _each(one: Callable[[str, Any], Any], deltas: Deltas) -> dict[str, Any]:
+    """`one(path, delta)` of every delta; tuples stay tuples."""
+    many = lambda v: type(v) in (tuple, list)
+    return {k: tuple(one(k, d) for d in v) if many(v) else one(k, v) for k, v in deltas.items()}
+
+
+def _parts(d: Delta) -> tuple[Array, ...]:
+    return (d.a, d.b) if isinstance(d, LowRank) else (d.w,)
+
+
+def _over(fn: Callable[[Array], Array], d: Delta, *layers: Array | None) -> Delta:
+    """fn of every array of a delta; its layers, or the ones given."""
+    kind: Any = type(d)
+    return kind(*map(fn, _parts(d)), layers[0] if layers else d.layers)
+
+
+def _size(d: Delta) -> tuple[int, int]:
+    x = _parts(d)
+    return x[0].shape[-2], x[-1].shape[-1]
+
+
+def _numbers(d: Delta) -> Array:
+    return jnp.arange(len(_parts(d)[0]), dtype=jnp.int32) if d.layers is None else d.layers
+
+
+def _rows(path: str, d: Delta) -> int | None:
+    """B of a delta with one change per row; None where all rows share it."""
+    lead = int("/" in path)
+    sizes = [x.shape[lead] for x in _parts(d) if x.ndim == lead + 3]
+    sizes += [d.layers.shape[1]] if d.layers is not None and d.layers.ndim == 2 else []
+    return max(sizes) if sizes else None
+
+
+def _broadcast(path: str, d: Delta, rows: int) -> Delta:
+    """A delta with the axis of rows written out, in the arrays and in the layers."""
+    lead = int("/" in path)
+
+    def wide(x: Array, ndim: int) -> Array:
+        x = x if x.ndim == ndim else jnp.expand_dims(x, lead)
+        return jnp.broadcast_to(x, (*x.shape[:lead], rows, *x.shape[lead + 1 :]))
+
+    layers = None if d.layers is None else wide(d.layers, 2)
+    return _over(lambda x: wide(x, lead + 3), d, layers)
+
+
+# Identity
+
+
+def checksum(params: Params) -> str:
+    """A name for the values of params, the same on any mesh, device and dtype that holds them.
+
+    64 bits per leaf, hashed where the weights lie: they never travel to the host.
+    """
+    flat = dict(sorted(traverse_util.flatten_dict(params, sep="/").items()))
+    with on_mesh_of(params):
+        hashes = np.asarray(_hash(tuple(flat.values())))
+    text = "".join(
+        f"{path} {list(x.shape)} {one:08x}{two:08x}\n"
+        for (path, x), (one, two) in zip(flat.items(), hashes.tolist(), strict=True)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@jax.jit
+def _hash(leaves: tuple[Array, ...]) -> Array:
+    """[leaves, 2] uint32: sums, in any order, of every value's bits mixed with its position's."""
+
+    def one(x: Array) -> Array:
+        bits = _bits(x)
+        return jnp.stack([_mix(bits ^ _place(x.shape, seed)).sum() for seed in (0, 1)])
+
+    return constrain(jnp.stack([one(x) for x in leaves]), None, None)
+
+
+def _place(shape: tuple[int, ...], seed: int) -> Array:
+    """A random-looking number per position: the xor of one table per axis (tabulation hashing)."""
+    out = jnp.zeros((), jnp.uint32)
+    for axis, n in enumerate(shape):
+        start = (2 * axis + seed + 1) * 0x9E3779B9 % 2**32
+        table = _mix(_mix(jnp.arange(n, dtype=jnp.uint32)) + jnp.uint32(start))
+        out = out ^ table.reshape(n, *[1] * (len(shape) - axis - 1))
+    return out
+
+
+def _mix(h: Array) -> Array:
+    """MurmurHash3's finalizer: a bijection of uint32, so that one changed bit always shows."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return h ^ (h >> jnp.uint32(16))
+
+
+def _bits(x: Array) -> Array:
+    """The bits of the value as float32."""
+    if x.dtype == jnp.bfloat16:  # by integers: a device may flush what is subnormal
+        return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << jnp.uint32(16)
+    if x.dtype not in (jnp.float32, jnp.float16):
+        raise ValueError(f"weights in {x.dtype}; a checksum is of float32, bfloat16 or float16")
+    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)

@@ -6,7 +6,8 @@ that does not divide its dimension is dropped, so every model runs on every mesh
 shows what a device then holds.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,7 +42,8 @@ def make_mesh(
     count = sizes[0] * sizes[1] * sizes[2]
     if count > len(devices) or (-1 in (data, fsdp, tensor) and count != len(devices)):
         raise ValueError(
-            f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} needs {count} devices, there are {len(devices)}"
+            f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} needs {count} devices, "
+            f"there are {len(devices)}"
         )
     # Auto: XLA propagates shardings between the constraints; make_mesh would default to Explicit
     return jax.make_mesh(
@@ -49,8 +51,12 @@ def make_mesh(
     )
 
 
-def partition(axes: Sequence[str | None], parts: Sequence[int], mesh: Mesh | Any) -> PartitionSpec:
-    """Mesh axes for logical `axes`; parts says into how many pieces each dimension may be cut."""
+def partition(
+    axes: Sequence[str | None], parts: Sequence[int], mesh: Mapping[str, int]
+) -> PartitionSpec:
+    """Mesh axes for logical `axes`, given the mesh's sizes; parts: into how many pieces each
+    dimension may be cut.
+    """
     out: list[tuple[str, ...] | str | None] = []
     for axis, n in zip(axes, parts, strict=True):
         if axis not in RULES:
@@ -58,7 +64,7 @@ def partition(axes: Sequence[str | None], parts: Sequence[int], mesh: Mesh | Any
         names: list[str] = []
         size = 1
         for name in RULES[axis]:
-            width = mesh.shape.get(name, 1)
+            width = mesh.get(name, 1)
             if width > 1 and n % (size * width) == 0:
                 names.append(name)
                 size *= width
@@ -66,8 +72,22 @@ def partition(axes: Sequence[str | None], parts: Sequence[int], mesh: Mesh | Any
     return PartitionSpec(*out)
 
 
+def shard_size(
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    parts: Sequence[int],
+    mesh: Mapping[str, int],
+) -> int:
+    """How many numbers of an array one device of such a mesh holds."""
+    cut = 1
+    for names in partition(axes, parts or shape, mesh):
+        for name in (names,) if isinstance(names, str) else names or ():
+            cut *= mesh[name]
+    return math.prod(shape) // cut
+
+
 def place(axes: Sequence[str | None], parts: Sequence[int], mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, partition(axes, parts, mesh))
+    return NamedSharding(mesh, partition(axes, parts, mesh.shape))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -75,7 +95,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not set(AXES) & set(mesh.auto_axes):
         return x
-    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh.shape))
 
 
 def mesh_of(tree: Any) -> Mesh | None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,7 +108,8 @@ def read_header(file: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, s
         start, end = entry["data_offsets"]
         if begin + end > size:
             raise ValueError(
-                f"{file}: truncated: {name} ends at byte {begin + end}, the file has {size}; fetch it again"
+                f"{file}: truncated: {name} ends at byte {begin + end}, the file has {size}; "
+                "fetch it again"
             )
         out[name] = Tensor(file, name, entry["dtype"], tuple(entry["shape"]), begin + start)
     return out, metadata
@@ -163,4 +165,4 @@ def write(
 def entries(arrays: Mapping[str, np.ndarray]) -> Iterator[Entry]:
     """Arrays that exist already, as entries."""
     for name, x in arrays.items():
-        yield Entry(name, x.shape, x.dtype, lambda x=x: x)
+        yield Entry(name, x.shape, x.dtype, partial(np.asarray, x))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxedit import cli
+from jaxedit import cli, settings
 
 CONFIG = """
 from __future__ import annotations
@@ -285,7 +285,7 @@ def test_dry_run_prints_the_resolved_config_and_nothing_else(file, capsys, monke
 def test_dump_records_config_and_command(file, tmp_path, monkeypatch):
     argv = ["--config", file, "--set", "tag=two words"]
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "jaxedit.edit", *argv])
-    path = cli.dump(cli.parse("edit", argv), tmp_path / "runs" / "one")
+    path = settings.dump(cli.parse("edit", argv), tmp_path / "runs" / "one")
     assert path == tmp_path / "runs" / "one" / "config.json"
     written = json.loads(path.read_text())
     assert written["config"]["tag"] == "two words"
@@ -294,20 +294,20 @@ def test_dump_records_config_and_command(file, tmp_path, monkeypatch):
 
 
 def test_dump_leaves_the_old_file_whole_when_writing_fails(file, tmp_path, monkeypatch):
-    path = cli.dump(parse(file, "tag=old"), tmp_path / "run")
+    path = settings.dump(parse(file, "tag=old"), tmp_path / "run")
     with monkeypatch.context() as broken:
         broken.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
-            cli.dump(parse(file, "tag=new"), tmp_path / "run")
+            settings.dump(parse(file, "tag=new"), tmp_path / "run")
     assert json.loads(path.read_text())["config"]["tag"] == "old"
-    cli.dump(parse(file, "tag=new"), tmp_path / "run")
+    settings.dump(parse(file, "tag=new"), tmp_path / "run")
     assert json.loads(path.read_text())["config"]["tag"] == "new"
     assert [entry.name for entry in path.parent.iterdir()] == ["config.json"]
 
 
 def test_dump_refuses_a_bucket(file):
     with pytest.raises(ValueError, match="gs://bucket/run"):
-        cli.dump(parse(file), "gs://bucket/run")
+        settings.dump(parse(file), "gs://bucket/run")
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def read_common(c: Any) -> dict[str, Any]:
 
 
 def write_common(cfg: ModelConfig) -> dict[str, Any]:
-    eos: int | list[int] | None = list(cfg.eos_ids) or None
+    eos = list(cfg.eos_ids)
     return {
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.embed,
@@ -64,7 +64,7 @@ def write_common(cfg: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": cfg.max_len,
         "tie_word_embeddings": cfg.tied,
         "bos_token_id": cfg.bos_id,
-        "eos_token_id": eos[0] if eos and len(eos) == 1 else eos,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "pad_token_id": None,
     }
 
@@ -73,15 +73,15 @@ def read_rope(r: dict[str, Any], c: Any) -> Rope:
     """transformers' rope_parameters, with what it derives from them made explicit."""
     kind = r.get("rope_type", "default")
     length = r.get("original_max_position_embeddings") or c.max_position_embeddings
-    factor = r.get("factor")
+    factor = float(r.get("factor") or 0)
     kw: dict[str, Any] = {"theta": float(r["rope_theta"]), "kind": kind}
     if kind == "default":
         return Rope(**kw)
     if kind == "dynamic":
         length = c.max_position_embeddings
-    if kind in ("yarn", "longrope") and factor is None:
+    if kind in ("yarn", "longrope") and not factor:
         factor = c.max_position_embeddings / length
-    kw |= {"factor": float(factor), "original_len": length}
+    kw |= {"factor": factor, "original_len": length}
     attention_factor = r.get("attention_factor")
     if kind == "yarn":
         scale = lambda m: 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1

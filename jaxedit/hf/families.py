@@ -162,8 +162,7 @@ FAMILIES: dict[str, Family] = {
         gpt2_keys(),
         config.read_gpt2,
         config.write_gpt2,
-        renames=(("wte.", "transformer.wte."), ("wpe.", "transformer.wpe."))
-        + (("h.", "transformer.h."), ("ln_f.", "transformer.ln_f.")),
+        renames=tuple((n, f"transformer.{n}") for n in ("wte.", "wpe.", "h.", "ln_f.")),
         ignore=GPT2_BUFFERS,
     ),
     "gptj": Family(

@@ -3,42 +3,99 @@ the files.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxedit import checkpoint
 from jaxedit.hf.families import FAMILIES, Key, family_keys
 from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.specs import nest, shardings, specs
+from jaxedit.models.specs import abstract, nest, shardings, specs
+from jaxedit.progress import Progress, quiet
 from jaxedit.tensorfile import Tensor, read_header
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # what is fetched from a hub
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
 
 
-def load(name: str | os.PathLike, mesh: Mesh | None = None, dtype: Any = None) -> Model:
-    """Parameters, config and tokenizer of a folder or a hub name.
+CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's mark
+
+
+def load(
+    name: str | os.PathLike,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    *,
+    progress: Progress = quiet,
+) -> Model:
+    """Parameters, config and tokenizer of a folder, a hub name, or a checkpoint of a model of ours.
 
     dtype: of the weights and the computation ("float32", "bfloat16"); None keeps the weights as
     they are stored and computes in their dtype (in float32 where they are float16, whose range is
     too small).
     """
     folder = find(name)
+    if (folder / CHECKPOINT).exists():
+        return load_checkpoint(folder, mesh, dtype)
     cfg = read_config(folder)
     tensors = match(read_tensors(folder), cfg, folder)
     stored = FLOATS.get(tensors[family_keys(cfg)[0].hf].dtype, "float32")
     compute = jnp.dtype(dtype or ("float32" if stored == "float16" else stored)).name
     cfg = cfg.replace(dtype=compute)
-    params = read_params(tensors, cfg, mesh, None if dtype is None else jnp.dtype(dtype))
+    params = read_params(tensors, cfg, mesh, None if dtype is None else jnp.dtype(dtype), progress)
     return Model(params, cfg, read_tokenizer(folder))
+
+
+def inspect(name: str | os.PathLike) -> tuple[ModelConfig, str, int]:
+    """Config, dtype and bytes of a model, from its headers alone; raises what loading it would
+    raise.
+    """
+    folder = find(name)
+    if (folder / CHECKPOINT).exists():
+        about = model_metadata(folder)
+        used = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        return ModelConfig.from_dict(about["model"]), about["dtype"], used
+    cfg = read_config(folder)
+    found = read_tensors(folder)
+    tensors = match(found, cfg, folder)
+    stored = FLOATS.get(tensors[family_keys(cfg)[0].hf].dtype, "float32")
+    files = {t.file for t in found.values()}
+    return cfg.replace(dtype=stored), stored, sum(f.stat().st_size for f in files)
+
+
+def model_metadata(folder: Path) -> dict[str, Any]:
+    about = checkpoint.metadata(folder)
+    if "model" not in about:
+        raise ValueError(f"{folder}: a checkpoint, but not one of a model")
+    return about
+
+
+def save_checkpoint(model: Model, folder: str | os.PathLike) -> None:
+    """Writes a model as one Orbax checkpoint, each host its own part, with config and tokenizer."""
+    folder = Path(folder)
+    dtype = model.params["embed"]["w"].dtype.name
+    about = {"model": model.cfg.to_dict(), "dtype": dtype}
+    checkpoint.save(folder, model.params, metadata=about)
+    if model.tokenizer is not None and jax.process_index() == 0:
+        model.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def load_checkpoint(folder: Path, mesh: Mesh | None, dtype: Any) -> Model:
+    about = model_metadata(folder)
+    cfg = ModelConfig.from_dict(about["model"])
+    cfg = cfg if dtype is None else cfg.replace(dtype=jnp.dtype(dtype).name)
+    target = abstract(cfg, dtype or about["dtype"], mesh)
+    return Model(checkpoint.restore(folder, target), cfg, read_tokenizer(folder / "tokenizer"))
 
 
 def find(name: str | os.PathLike) -> Path:
@@ -52,8 +109,8 @@ def find(name: str | os.PathLike) -> Path:
     if not looks_local:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
-            HFValidationError,
             HfHubHTTPError,
+            HFValidationError,
             LocalEntryNotFoundError,
         )
 
@@ -113,8 +170,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if not files:
         if bins := sorted(p.name for p in folder.glob("*.bin")):
             raise ValueError(
-                f"{folder}: only {bins[0]}, a pickle, which could run code and is never loaded. Convert it "
-                "where you trust it: AutoModelForCausalLM.from_pretrained(f).save_pretrained(f)"
+                f"{folder}: only {bins[0]}, a pickle, which could run code and is never loaded. "
+                "Convert it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             )
         raise FileNotFoundError(f"{folder}: no .safetensors file")
     return {name: t for f in files for name, t in read_header(f)[0].items()}
@@ -141,7 +198,8 @@ def match(found: Mapping[str, Tensor], cfg: ModelConfig, folder: Path) -> dict[s
             raise ValueError(f"{folder}: tensor {name} is missing ({len(found)} tensors are there)")
         if out[name].shape != shape:
             raise ValueError(
-                f"{folder}: {name} has shape {list(out[name].shape)}, config.json asks for {list(shape)}"
+                f"{folder}: {name} has shape {list(out[name].shape)}, "
+                f"config.json asks for {list(shape)}"
             )
     heads = {k.hf for k in family.keys if k.ours[0].startswith("head/")} if cfg.tied else set()
     known = lambda n: n in want or n in heads or any(re.search(p, n) for p in family.ignore)
@@ -154,77 +212,88 @@ def match(found: Mapping[str, Tensor], cfg: ModelConfig, folder: Path) -> dict[s
 
 
 def stored_shape(key: Key, ours: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a file's tensor, from those of the weights it holds (without their layer axis).
-    """
+    """The shape of a file's tensor, from those of the weights that it holds, layer axis and all."""
     parts = [shape[1:] if "{}" in key.hf else shape for shape in ours]
     shape = (*parts[0][:-1], sum(p[-1] for p in parts))
     return shape[::-1] if key.out_in else shape
 
 
 def read_params(
-    tensors: Mapping[str, Tensor], cfg: ModelConfig, mesh: Mesh | None, dtype: np.dtype | None
+    tensors: Mapping[str, Tensor],
+    cfg: ModelConfig,
+    mesh: Mesh | None,
+    dtype: np.dtype | None,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """The parameter tree, leaf by leaf: the host never holds more than one leaf's local part."""
     table, out = specs(cfg), {}
     where = shardings(cfg, mesh) if mesh is not None else {}
+    done, total = 0, sum(math.prod(s.shape) for s in table.values())
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for key in family_keys(cfg):
             for part, path in enumerate(key.ours):
-                shape = table[path].shape
-                names = [key.hf.format(i) for i in range(shape[0])] if "{}" in key.hf else [key.hf]
-                stored = FLOATS.get(tensors[names[0]].dtype)
-                if stored is None:
-                    raise ValueError(
-                        f"{names[0]} is stored as {tensors[names[0]].dtype}, not as floats"
-                    )
-                kind = jnp.dtype(dtype or stored)
-                sizes = [table[p].shape[-1] for p in key.ours]
-
-                def local(index: tuple[slice, ...]) -> np.ndarray:
-                    stacked = "{}" in key.hf
-                    block = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]  # noqa
-                    buffer = np.empty([b - a for a, b in block], kind)
-                    rows = range(*block[0]) if stacked else [0]
-                    inner = block[1:] if stacked else block
-
-                    def fill(j: int) -> None:
-                        x = read_part(tensors[names[rows[j]]], key, part, sizes, inner, cfg)
-                        (buffer[j] if stacked else buffer)[...] = x
-
-                    list(pool.map(fill, range(len(rows))))
-                    return buffer
-
+                leaf = Leaf(key, part, tuple(table[p].shape for p in key.ours), cfg, tensors, dtype)
+                read = partial(leaf.read, pool=pool)
                 if mesh is None:
-                    out[path] = jnp.asarray(local(tuple(slice(None) for _ in shape)))
+                    out[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
                 else:
-                    out[path] = jax.make_array_from_callback(shape, where[path], local)
+                    out[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
+                progress(done := done + math.prod(leaf.shape), total)
     return nest(out)
 
 
-def read_part(
-    tensor: Tensor,
-    key: Key,
-    part: int,
-    sizes: list[int],
-    block: list[tuple[int, int]],
-    cfg: ModelConfig,
-) -> np.ndarray:
-    """A block (in, out) or (out,) of one weight of ours out of the file's tensor that holds it."""
-    start, stop = block[-1]
-    if key.by_head and len(sizes) > 1:
-        H = cfg.head_dim
-        first, last = start // H, -(-stop // H)
-        fused = slice(first * 3 * H, last * 3 * H)
-    else:
-        offset = sum(sizes[:part])
-        fused = slice(offset + start, offset + stop)
-    others = [slice(a, b) for a, b in block[:-1]]
-    x = tensor.read(fused, *others) if key.out_in or not others else tensor.read(*others, fused)
-    x = x.T if key.out_in else x
-    if key.by_head and len(sizes) > 1:
-        x = x.reshape(*x.shape[:-1], last - first, 3, H)[..., part, :].reshape(*x.shape[:-1], -1)
-        x = x[..., start - first * H : stop - first * H]
-    return x
+class Leaf(NamedTuple):
+    """One weight of ours, and the tensors that hold it: one per layer, or one in all."""
+
+    key: Key
+    part: int  # which of key.ours it is
+    shapes: tuple[tuple[int, ...], ...]  # of all of key.ours
+    cfg: ModelConfig
+    tensors: Mapping[str, Tensor]
+    dtype: np.dtype | None  # None: as stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.shapes[self.part]
+
+    def read(self, index: tuple[slice, ...], pool: ThreadPoolExecutor) -> np.ndarray:
+        """The block that a device holds."""
+        block = [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
+        stacked = "{}" in self.key.hf
+        layers = range(*block[0]) if stacked else range(1)
+        names = [self.key.hf.format(i) for i in layers] if stacked else [self.key.hf]
+        stored = FLOATS.get(self.tensors[names[0]].dtype)
+        if stored is None:
+            kind = self.tensors[names[0]].dtype
+            raise ValueError(f"{names[0]} is stored as {kind}; weights are {', '.join(FLOATS)}")
+        out = np.empty([b - a for a, b in block], self.dtype or jnp.dtype(stored))
+        rows = out if stacked else out[None]
+        inner = block[1:] if stacked else block
+
+        def fill(j: int) -> None:
+            rows[j] = self.read_one(self.tensors[names[j]], inner)
+
+        list(pool.map(fill, range(len(names))))
+        return out
+
+    def read_one(self, tensor: Tensor, block: list[tuple[int, int]]) -> np.ndarray:
+        """A block, (in, out) or (out,), of the weight in one of its tensors."""
+        key, H = self.key, self.cfg.head_dim
+        start, stop = block[-1]
+        by_head = key.by_head and len(key.ours) > 1
+        if by_head:  # q, k and v of head 0, then of head 1, …: read whole heads, keep ours
+            first, last = start // H, -(-stop // H)
+            columns = slice(first * 3 * H, last * 3 * H)
+        else:
+            offset = sum(shape[-1] for shape in self.shapes[: self.part])
+            columns = slice(offset + start, offset + stop)
+        inputs = [slice(a, b) for a, b in block[:-1]]
+        x = tensor.read(columns, *inputs) if key.out_in else tensor.read(*inputs, columns)
+        x = x.T if key.out_in else x
+        if by_head:
+            x = x.reshape(*x.shape[:-1], last - first, 3, H)[..., self.part, :]
+            x = x.reshape(*x.shape[:-2], -1)[..., start - first * H : stop - first * H]
+        return x
 
 
 def read_tokenizer(folder: Path) -> Any:

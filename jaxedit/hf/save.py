@@ -17,13 +17,19 @@ from jaxedit.hf.families import FAMILIES, Key, family_keys
 from jaxedit.hf.load import stored_shape
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.specs import check, flatten
+from jaxedit.progress import Progress, quiet
 from jaxedit.tensorfile import Entry, write
 
 SHARD = 5 * 10**9  # bytes per file, as transformers'
 
 
 def save(
-    model: Model, folder: str | os.PathLike, *, overwrite: bool = False, max_shard: int = SHARD
+    model: Model,
+    folder: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    max_shard: int = SHARD,
+    progress: Progress = quiet,
 ) -> None:
     """Writes config.json, the weights in their own dtype and the tokenizer; the folder appears when
     it is whole.
@@ -43,7 +49,7 @@ def save(
     if writer:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-    write_weights(model, part, max_shard, writer)
+    write_weights(model, part, max_shard, writer, progress)
     if writer:
         write_config(model.cfg, part, flatten(model.params)["embed/w"].dtype.name)
         if model.tokenizer is not None:
@@ -68,11 +74,11 @@ def write_config(cfg: ModelConfig, folder: Path, dtype: str) -> None:
     c.save_pretrained(folder)
 
 
-def write_weights(model: Model, folder: Path, max_shard: int, writer: bool) -> None:
-    """One safetensors file, or shards with an index. Every process makes every tensor; one of them
-    writes.
-    """
-    tensors = list(file_tensors(model.params, model.cfg))
+def write_weights(
+    model: Model, folder: Path, max_shard: int, writer: bool, progress: Progress
+) -> None:
+    """One safetensors file, or shards with an index. All processes make a tensor, one writes it."""
+    tensors = watch(list(file_tensors(model.params, model.cfg)), progress)
     shards: list[list[Entry]] = [[]]
     for t in tensors:
         if shards[-1] and sum(e.size for e in shards[-1]) + t.size > max_shard:
@@ -92,6 +98,19 @@ def write_weights(model: Model, folder: Path, max_shard: int, writer: bool) -> N
         total = {"total_size": sum(e.size for e in tensors)}
         text = json.dumps({"metadata": total, "weight_map": where}, indent=2)
         (folder / f"{name}.index.json").write_text(text)
+
+
+def watch(tensors: list[Entry], progress: Progress) -> list[Entry]:
+    """The same tensors, which report when they are made."""
+    total, done = sum(e.size for e in tensors), 0
+
+    def make(e: Entry) -> np.ndarray:
+        nonlocal done
+        done += e.size
+        progress(done, total)
+        return e.make()
+
+    return [e._replace(make=partial(make, e)) for e in tensors]
 
 
 def file_tensors(params: dict[str, Any], cfg: ModelConfig) -> Iterator[Entry]:

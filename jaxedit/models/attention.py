@@ -103,8 +103,8 @@ def flash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, pos_BT: Array, scale: flo
     mesh = jax.sharding.get_abstract_mesh()
     args = (q_BTNH.swapaxes(1, 2), wide(k_BTKH), wide(v_BTKH), real_BT)
     if not mesh.empty and mesh.size > 1:  # a Pallas call does not partition itself
-        heads = sharding.partition(("batch", "heads", None, None), args[0].shape, mesh)
-        rows = sharding.partition(("batch", None), real_BT.shape, mesh)
+        heads = sharding.partition(("batch", "heads", None, None), args[0].shape, mesh.shape)
+        rows = sharding.partition(("batch", None), real_BT.shape, mesh.shape)
         run = partial(
             jax.shard_map, in_specs=(heads,) * 3 + (rows,), out_specs=heads, check_vma=False
         )(run)

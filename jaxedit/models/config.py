@@ -81,6 +81,21 @@ class ModelConfig:
     def replace(self, **changes: Any) -> "ModelConfig":
         return dataclasses.replace(self, **changes)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+        """What `to_dict` gave, also after a round through JSON, which knows no tuples."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - names):
+            raise ValueError(f"not a model config: it has {unknown[0]!r}, which no config has")
+        freeze = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+        fields: dict[str, Any] = freeze(data)
+        fields["ropes"] = tuple(Rope(**freeze(rope)) for rope in data["ropes"])
+        return cls(**fields)
+
 
 class Model(NamedTuple):
     """A model as one value. `tokenizer` is a Hugging Face tokenizer, or None for models that never

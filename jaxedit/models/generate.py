@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxedit.base import Array, Deltas, Params, Writes
 from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.sites import check_names, matrices, sites
-from jaxedit.models.transformer import _forward, chain, check_shapes, init_cache
+from jaxedit.models.sites import chain, check_names, matrices, sites
+from jaxedit.models.transformer import _forward, check_shapes, init_cache
 from jaxedit.sharding import on_mesh_of
 
 
@@ -46,8 +46,7 @@ def decode(
     writes: Writes | None = None,
     deltas: Deltas | None = None,
 ) -> Generated:
-    """Continues left-padded prompts by up to `steps` tokens; greedily unless `sampling` is given.
-    """
+    """Continues left-padded prompts by up to `steps` tokens; greedy unless `sampling` is given."""
     check_names("write", writes or {}, sites(cfg), cfg)
     check_names("delta", deltas or {}, matrices(cfg), cfg)
     check_shapes(tokens_BT, pos_BT, None, cfg)
@@ -93,7 +92,7 @@ def _decode(
     run = partial(_forward, params, cfg=cfg, reads={}, deltas=deltas, remat=False)
 
     def draw(logits_BV: Array, i: Array) -> Array:
-        if sampling is None:
+        if sampling is None or key is None:
             return logits_BV.argmax(-1).astype(jnp.int32)
         return sample(jax.random.fold_in(key, i), logits_BV, sampling)
 
@@ -197,12 +196,10 @@ def generate(
             f"{temperature=} {top_k=} {top_p=}: need temperature >= 0, top_k >= 0, 0 < top_p <= 1"
         )
     tokens_BT, pos_BT = encode(model.tokenizer, prompts)
-    if (
-        model.cfg.learned_pos
-        and (need := int(pos_BT.max()) + 1 + max_new_tokens) > model.cfg.max_len
-    ):
+    need, most = int(pos_BT.max()) + 1 + max_new_tokens, model.cfg.max_len
+    if model.cfg.learned_pos and need > most:
         raise ValueError(
-            f"prompt and {max_new_tokens} new tokens need {need} positions, the model has {model.cfg.max_len}"
+            f"prompt and {max_new_tokens} new tokens need {need} positions, the model has {most}"
         )
     ids = [model.tokenizer(s, add_special_tokens=False)["input_ids"] for s in stop]
     out = decode(

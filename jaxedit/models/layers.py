@@ -133,8 +133,7 @@ def attention(
 def mlp(
     p: Mapping[str, Any], x_BTD: Array, cfg: ModelConfig, *, tap: Tap, deltas: Mapping[str, Any]
 ) -> Array:
-    """The feed-forward layer: key = act(x W_up), or act(x W_gate) * (x W_up); value = key @ W_down.
-    """
+    """key = act(x W_up), or act(x W_gate) * (x W_up) where gated; value = key @ W_down."""
     x_BTD = tap("mlp_in", x_BTD)
     act = ACTS[cfg.act]
     up_BTF = linear(p["up"], x_BTD, deltas.get("mlp/up", ()))

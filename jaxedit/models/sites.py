@@ -1,23 +1,23 @@
 """The named places of the forward pass, and the one function through which activations are read or
 changed.
 
-| site       | what                                                   | TransformerLens                    |
-|------------|--------------------------------------------------------|------------------------------------|
-| embed      | token embedding, with learned positions if any          | hook_embed (+ hook_pos_embed)      |
-| resid_pre  | residual stream before the block                        | hook_resid_pre                     |
-| attn_in    | input of q, k, v, after the norm                        | ln1.hook_normalized (times scale)  |
-| attn_q/k/v | the three projections, all heads, before norm and RoPE  | attn.hook_q/k/v (before qk-norm)   |
-| attn_z     | input of the output projection, all heads               | attn.hook_z                        |
-| attn_o     | its output, before a post-norm if there is one          | —                                  |
-| attn_out   | what attention adds to the residual stream              | hook_attn_out                      |
-| resid_mid  | residual stream between attention and MLP (sequential)  | hook_resid_mid                     |
-| mlp_in     | input of the MLP, after the norm                        | ln2.hook_normalized (times scale)  |
-| mlp_pre    | before the activation function (of the gate if gated)   | mlp.hook_pre                       |
-| mlp_up     | the linear half of a gated MLP                          | mlp.hook_pre_linear                |
-| mlp_key    | input of `mlp/down`, after activation and gate: ROME's k, a knowledge neuron | mlp.hook_post |
-| mlp_down   | output of `mlp/down`, before a post-norm: ROME's v      | —                                  |
-| mlp_out    | what the MLP adds to the residual stream                | hook_mlp_out                       |
-| resid_post | residual stream after the block                         | hook_resid_post                    |
+| site       | what                                                  | TransformerLens       |
+|------------|-------------------------------------------------------|-----------------------|
+| embed      | token embedding, with learned positions if any        | hook_embed + pos      |
+| resid_pre  | residual stream before the block                      | hook_resid_pre        |
+| attn_in    | input of q, k, v, after the norm                      | (ln1, with its scale) |
+| attn_q/k/v | the projections, all heads, before their norm, RoPE   | attn.hook_q/k/v       |
+| attn_z     | input of the output projection, all heads             | attn.hook_z           |
+| attn_o     | its output, before a post-norm if there is one        |                       |
+| attn_out   | what attention adds to the residual stream            | hook_attn_out         |
+| resid_mid  | between attention and MLP (not in parallel blocks)    | hook_resid_mid        |
+| mlp_in     | input of the MLP, after the norm                      | (ln2, with its scale) |
+| mlp_pre    | before the activation function (of the gate if gated) | mlp.hook_pre          |
+| mlp_up     | the linear half of a gated MLP                        | mlp.hook_pre_linear   |
+| mlp_key    | input of mlp/down: ROME's k, a knowledge neuron       | mlp.hook_post         |
+| mlp_down   | output of mlp/down, before a post-norm: ROME's v      |                       |
+| mlp_out    | what the MLP adds to the residual stream              | hook_mlp_out          |
+| resid_post | residual stream after the block                       | hook_resid_post       |
 
 `mlp_down` and `mlp_out` (and `attn_o`, `attn_out`) differ only where outputs are normed: Gemma 2/3,
 OLMo-2, GLM-4.
@@ -78,3 +78,10 @@ def tap(
             x_BTD if pos_BP is None else jnp.take_along_axis(x_BTD, pos_BP[..., None], axis=1)
         )
     return x_BTD
+
+
+def chain(named: Mapping[str, Any] | None) -> dict[str, tuple]:
+    """Every value as a tuple: several writes or deltas may share a name."""
+    # a NamedTuple is a value of its own, not a chain of values
+    plain = lambda v: type(v) in (tuple, list)
+    return {k: tuple(v) if plain(v) else (v,) for k, v in (named or {}).items()}

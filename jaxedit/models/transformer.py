@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from jaxedit.base import Array, Cache, Deltas, Output, Params, Reads, Writes
 from jaxedit.models.config import ModelConfig
-from jaxedit.models.layers import attention, mlp, norm, rotations, softcap
-from jaxedit.models.sites import check_names, matrices, sites, tap
+from jaxedit.models.layers import attention, mlp, norm, rotations
+from jaxedit.models.sites import chain, check_names, matrices, sites, tap
+from jaxedit.models.vocabulary import embed, unembed
 from jaxedit.sharding import constrain, on_mesh_of
 
 RESIDUAL = ("batch", None, None)
@@ -84,13 +85,6 @@ def check_shapes(
         raise ValueError(f"{shape[1]} tokens do not fit into a cache of {cache.pos.shape[1]} slots")
 
 
-def chain(named: Mapping[str, Any] | None) -> dict[str, tuple]:
-    """Every value as a tuple: several writes or deltas may share a name."""
-    # a NamedTuple is a value of its own, not a chain of values
-    plain = lambda v: type(v) in (tuple, list)
-    return {k: tuple(v) if plain(v) else (v,) for k, v in (named or {}).items()}
-
-
 @partial(jax.jit, static_argnames=("cfg", "remat"))
 def _forward(
     params: Params,
@@ -127,43 +121,6 @@ def _forward(
     return Output(unembed(params, x_BTD, cfg, deltas=deltas), seen | first, cache)
 
 
-def embed(
-    params: Params,
-    tokens_BT: Array,
-    cfg: ModelConfig,
-    *,
-    pos_BT: Array,
-    deltas: Deltas | None = None,
-) -> Array:
-    """Token embeddings (scaled, with learned positions where the model has them), [B, T, D] in
-    cfg.dtype.
-    """
-    x_BTD = params["embed"]["w"][tokens_BT].astype(cfg.dtype)
-    for delta in chain(deltas).get("embed", ()):
-        x_BTD = x_BTD + lookup(delta, tokens_BT).astype(cfg.dtype)
-    if cfg.embed_scale != 1:
-        x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, cfg.dtype)
-    if "pos" in params:
-        x_BTD = x_BTD + params["pos"]["w"][jnp.maximum(pos_BT, 0)].astype(cfg.dtype)
-    return x_BTD
-
-
-def lookup(delta: Any, tokens_BT: Array) -> Array:
-    """The rows of a change of the embedding table: a one-hot vector times the delta, without the
-    one-hot.
-    """
-    if hasattr(delta, "a"):
-        rows = (
-            delta.a[tokens_BT]
-            if delta.a.ndim == 2
-            else jax.vmap(lambda a, t: a[t])(delta.a, tokens_BT)
-        )
-        return rows @ delta.b
-    return (
-        delta.w[tokens_BT] if delta.w.ndim == 2 else jax.vmap(lambda w, t: w[t])(delta.w, tokens_BT)
-    )
-
-
 def run_blocks(
     params: Params,
     x_BTD: Array,
@@ -185,7 +142,7 @@ def run_blocks(
     if not 0 <= start <= stop <= cfg.layers:
         raise ValueError(f"layers [{start}, {stop}) of a model with {cfg.layers}")
     reads, writes, deltas = dict(reads or {}), chain(writes), chain(deltas)
-    slot, pos_BS = None, pos_BT
+    slot, pos_BS = jnp.int32(0), pos_BT
     if cache is not None:
         slot = cache.end
         pos_BS = jax.lax.dynamic_update_slice_in_dim(
@@ -215,11 +172,12 @@ def run_blocks(
             nonlocal kv
             if kv is None:
                 return k_BTKH, v_BTKH
-            at = (i - start, 0, slot, 0, 0)
+            zero = jnp.int32(0)
+            at = (i - start, zero, slot, zero, zero)
             # in the carry, not the scan's inputs and outputs: XLA then updates the cache in place
             kv = tuple(
                 jax.lax.dynamic_update_slice(c, n[None].astype(c.dtype), at)
-                for c, n in zip(kv, (k_BTKH, v_BTKH))
+                for c, n in zip(kv, (k_BTKH, v_BTKH), strict=True)
             )
             k, v = (jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False) for c in kv)
             return k, v
@@ -241,11 +199,11 @@ def run_blocks(
 
     if remat:
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    kv = None if cache is None else (cache.k, cache.v)
-    (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, kv), xs)
+    first = None if cache is None else (cache.k, cache.v)
+    (x_BTD, kv), reads_L = jax.lax.scan(step, (x_BTD, first), xs)
     if cache is not None:
-        cache = Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
-    return x_BTD, seen, cache
+        cache = Cache(kv[0], kv[1], pos=pos_BS, end=cache.end + pos_BT.shape[1])
+    return x_BTD, reads_L, cache
 
 
 def split(named: dict[str, tuple]) -> dict[str, tuple]:
@@ -256,7 +214,9 @@ def split(named: dict[str, tuple]) -> dict[str, tuple]:
 def join(sliced: dict[str, tuple], named: dict[str, tuple], layer: Array) -> dict[str, tuple]:
     """One layer's writes or deltas: what the scan sliced, and the others picked."""
     one = lambda s, v: v.at(layer) if s is None else s
-    return {k: tuple(one(s, v) for s, v in zip(sliced[k], vs)) for k, vs in named.items()}
+    return {
+        k: tuple(one(s, v) for s, v in zip(sliced[k], vs, strict=True)) for k, vs in named.items()
+    }
 
 
 def block(
@@ -276,41 +236,6 @@ def block(
     m_BTD = tap("mlp_out", norm(p["post_norm2"], m_BTD, cfg) if "post_norm2" in p else m_BTD)
     x_BTD = x_BTD + m_BTD + a_BTD if cfg.parallel else x_BTD + m_BTD
     return constrain(tap("resid_post", x_BTD), *RESIDUAL)
-
-
-def unembed(
-    params: Params, x_BTD: Array, cfg: ModelConfig, *, deltas: Deltas | None = None
-) -> Array:
-    """Final norm and head: float32 logits, accumulated in float32 whatever the compute dtype."""
-    x_BTD = norm(params["norm"], x_BTD, cfg)
-    f32 = jnp.float32
-    if cfg.tied:
-        logits_BTV = jnp.einsum(
-            "btd,vd->btv",
-            x_BTD,
-            params["embed"]["w"].astype(x_BTD.dtype),
-            preferred_element_type=f32,
-        )
-    else:
-        logits_BTV = jnp.matmul(
-            x_BTD, params["head"]["w"].astype(x_BTD.dtype), preferred_element_type=f32
-        )
-        if "b" in params["head"]:
-            logits_BTV = logits_BTV + params["head"]["b"].astype(f32)
-    changes = chain(deltas)
-    if cfg.tied:  # the table is the head: its change is a change of both
-        for delta in changes.get("embed", ()):
-            logits_BTV = logits_BTV + flip(delta)(x_BTD).astype(f32)
-    for delta in changes.get("head", ()):
-        logits_BTV = logits_BTV + delta(x_BTD).astype(f32)
-    return constrain(softcap(logits_BTV, cfg.logit_softcap), "batch", None, "vocab")
-
-
-def flip(delta: Any) -> Any:
-    """The transposed change."""
-    if hasattr(delta, "a"):
-        return type(delta)(delta.b.swapaxes(-1, -2), delta.a.swapaxes(-1, -2))
-    return type(delta)(delta.w.swapaxes(-1, -2))
 
 
 def init_cache(cfg: ModelConfig, batch: int, length: int, layers: int | None = None) -> Cache:

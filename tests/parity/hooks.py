@@ -90,9 +90,16 @@ def split_qkv(x_BTO: torch.Tensor, model_type: str, cfg: Any) -> tuple[torch.Ten
     return x_BTO.split((n * H, k * H, k * H), -1)
 
 
+def forget(model: Any) -> None:
+    """Resets the frequencies of dynamic RoPE, which a torch model keeps from the longest text so far."""
+    with torch.no_grad():
+        model(torch.zeros((1, 1), dtype=torch.long))
+
+
 def capture(model: Any, tokens_BT: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits [B, T, V], and every site as jaxedit.models.sites names it: [L, B, T, dim]."""
     cfg, kind = model.config, model.config.model_type
+    forget(model)
     with torch.no_grad(), record(model) as seen:
         logits = model(torch.as_tensor(tokens_BT)).logits
     parts = {part for part, _, _ in seen}
@@ -134,6 +141,7 @@ def loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 def down_gradient(model: Any, tokens_BT: np.ndarray, layer: int) -> np.ndarray:
     """d loss / d mlp.down of a layer, [in, out]."""
+    forget(model)
     tokens_BT = torch.as_tensor(tokens_BT)
     module = down_proj(model, layer)
     (grad,) = torch.autograd.grad(loss(model(tokens_BT).logits, tokens_BT), module.weight)
@@ -142,6 +150,7 @@ def down_gradient(model: Any, tokens_BT: np.ndarray, layer: int) -> np.ndarray:
 
 def stepwise(model: Any, tokens_BT: np.ndarray, first: int) -> np.ndarray:
     """Logits [B, T, V] by torch's own cache: `first` tokens at once, then one by one."""
+    forget(model)
     tokens_BT, cache, parts = torch.as_tensor(tokens_BT), None, []
     cuts = [0, *range(first, tokens_BT.shape[1] + 1)]
     with torch.no_grad():
@@ -156,6 +165,7 @@ def greedy(
     model: Any, tokens_BT: np.ndarray, mask_BT: np.ndarray, steps: int
 ) -> tuple[np.ndarray, float]:
     """Tokens [B, steps] of transformers' generate, and the smallest lead of a best logit."""
+    forget(model)
     model.generation_config.eos_token_id = None  # an end-of-text token would stop a row
     out = model.generate(
         input_ids=torch.as_tensor(tokens_BT),

@@ -1,0 +1,59 @@
+"""How far a long piece of work is, and how long it still takes; on stderr, one process of a job."""
+
+import sys
+import time
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]  # called with what is done and the whole, in any unit
+
+
+def quiet(done: int, total: int) -> None:
+    """The progress of library calls, unless the caller asks for another."""
+
+
+class Meter:
+    """A line that is rewritten on a terminal, and repeated every `every` seconds in a log file."""
+
+    def __init__(self, label: str, unit: str = "", every: float = 10.0):
+        self.label, self.unit = label, unit
+        self.start = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty()
+        self.every = 0.2 if self.live else every
+
+    def __call__(self, done: int, total: int) -> None:
+        now, last = time.monotonic(), done >= total
+        due = now - self.shown >= self.every or (last and self.live)
+        if not due or not is_first():
+            return
+        self.shown = now
+        spent = now - self.start
+        left = spent * (total - done) / max(done, 1)
+        if self.unit == "bytes":
+            amount = f"{size(done)} of {size(total)}"
+        else:
+            amount = f"{done:,} of {total:,} {self.unit}".rstrip()
+        when = f"in {clock(spent)}" if last else f"{clock(left)} left"
+        text = f"{self.label}: {done / max(total, 1):4.0%}  {amount}, {when}"
+        clear, end = ("\r\033[K", "\n" if last else "") if self.live else ("", "\n")
+        print(clear + text, end=end, file=sys.stderr, flush=True)
+
+
+def is_first() -> bool:
+    """Is this the process that speaks for the job; jax is not imported for programs without it."""
+    jax = sys.modules.get("jax")
+    return jax is None or jax.process_index() == 0
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
