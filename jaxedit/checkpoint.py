@@ -11,8 +11,9 @@ import importlib.metadata
 import json
 import logging
 import math
+import pathlib
 import re
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ class Checkpointer:
             )
         self._pending: int | None = None
 
-    def __enter__(self) -> "Checkpointer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
@@ -152,8 +153,8 @@ class Checkpointer:
         step = int(step)  # Orbax takes no NumPy integer
         if step < 0 or (self.latest is not None and step <= self.latest):
             raise ValueError(
-                f"step {step}: steps increase from 0, and {self.folder} is at {self.latest}; "
-                "go on from there or choose another folder"
+                f"step {step}: steps increase from 0, and {self.folder} is at {self.latest}: go on "
+                "from there, delete the later steps or choose another folder"
             )
         arrays, about = _encode(tree, metadata)
         if score is not None:  # NaN compares to nothing, and is the worst
@@ -278,6 +279,7 @@ def _read(path) -> dict:
 
 @contextlib.contextmanager
 def _writing(path):
+    """Say in one line what Orbax could not write."""
     try:
         yield
     except Exception as error:
@@ -288,10 +290,12 @@ def _writing(path):
 
 def _write_sizes(path) -> None:
     """Note the size of every file of a complete checkpoint, so that a cut one is seen at once."""
-    if jax.process_index() == 0:
-        sizes = {name: (path / name).stat().length for name in _list_files(path)}
-        (path / "sizes.tmp").write_text(json.dumps(sizes))
-        (path / "sizes.tmp").replace(path / SIZES)
+    if jax.process_index() == 0 and "://" not in str(path):  # a bucket cuts no files
+        local = pathlib.Path(path)
+        files = [file for file in local.rglob("*") if file.is_file()]
+        sizes = {str(file.relative_to(local)): file.stat().st_size for file in files}
+        (local / "sizes.tmp").write_text(json.dumps(sizes))
+        (local / "sizes.tmp").replace(local / SIZES)
 
 
 def _check_sizes(path) -> None:
@@ -303,15 +307,7 @@ def _check_sizes(path) -> None:
         found = (path / name).stat().length if (path / name).exists() else None
         if found != size:
             was = "is missing" if found is None else f"has {found} bytes of {size}"
-            raise ValueError(f"{path} is damaged, {name} {was}: restore another checkpoint")
-
-
-def _list_files(path, prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for found in path.iterdir():
-        name = prefix + found.name
-        names += _list_files(found, f"{name}/") if found.is_dir() else [name]
-    return names
+            raise ValueError(f"{path} is damaged, {name} {was}: delete it and restore another")
 
 
 def _check_fit(path, saved: dict[str, dict], wanted: dict[str, tuple[str, Any]]) -> None:
@@ -373,7 +369,7 @@ def _load(path, likes: dict[str, Any]) -> dict[str, Any]:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is damaged ({_summarize(error)}): restore another checkpoint"
+            f"{path} is damaged ({_summarize(error)}): delete it and restore another"
         ) from _without_stack(error)
     empty = abstract.keys() - full.keys()
     return loaded | {name: np.zeros(abstract[name].shape, abstract[name].dtype) for name in empty}

@@ -99,19 +99,29 @@ def read_header(file: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, s
         if size < 8 or length > size - 8:
             raise ValueError(f"{file}: not a safetensors file, or cut off ({size} bytes)")
         try:
-            header = json.loads(f.read(length))
-        except ValueError:
-            raise ValueError(f"{file}: not a safetensors file (its header is not JSON)") from None
-    metadata = header.pop("__metadata__", {})
+            header = dict(json.loads(f.read(length)))
+            metadata = header.pop("__metadata__", {})
+            rows = [
+                (n, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items()
+            ]
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{file}: not a safetensors file (its header cannot be read)"
+            ) from None
     out, begin = {}, 8 + length
-    for name, entry in header.items():
-        start, end = entry["data_offsets"]
+    for name, dtype, shape, start, end in rows:
         if begin + end > size:
             raise ValueError(
                 f"{file}: truncated: {name} ends at byte {begin + end}, the file has {size}; "
                 "fetch it again"
             )
-        out[name] = Tensor(file, name, entry["dtype"], tuple(entry["shape"]), begin + start)
+        used = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else end - start
+        if start < 0 or end - start != used or min(shape, default=0) < 0:
+            raise ValueError(
+                f"{file}: {name} is {dtype}{list(shape)} and lies at bytes {start} to {end}: "
+                "the header contradicts itself"
+            )
+        out[name] = Tensor(file, name, dtype, shape, begin + start)
     return out, metadata
 
 
@@ -136,6 +146,8 @@ def write(
     header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
     at = 0
     for e in entries:
+        if np.dtype(e.dtype) not in NAMES:
+            raise ValueError(f"{e.name} is {e.dtype}, which safetensors does not hold")
         header[e.name] = {
             "dtype": NAMES[np.dtype(e.dtype)],
             "shape": list(e.shape),
@@ -149,7 +161,7 @@ def write(
         with open(part, "wb") as f:
             f.write(len(text).to_bytes(8, "little") + text)
             for e in entries:
-                x = np.ascontiguousarray(e.make())
+                x = np.asarray(e.make(), order="C")
                 if x.shape != tuple(e.shape) or x.dtype != e.dtype:
                     raise ValueError(
                         f"{e.name}: {x.dtype}{x.shape} to be written as {e.dtype}{e.shape}"

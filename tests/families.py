@@ -1,4 +1,4 @@
-"""The tiny models of the tests: one config per architecture and option, weights from a frozen stream.
+"""The tiny models of the tests: one config per architecture and option, frozen weights.
 
 A weight depends on its name alone, so a model of the tests is a config, a list of names and shapes
 and this file; nothing random is stored.
@@ -132,7 +132,7 @@ def write_model(variant: str, folder: Path) -> Path:
 
 
 def expected(variant: str) -> dict[str, np.ndarray]:
-    """What torch computes with the same weights; tests/golden/make_families.py says what it holds."""
+    """What torch computes with the same weights; golden/make_families.py says what it holds."""
     with np.load(GOLDEN / variant / "expected.npz") as file:
         return dict(file)
 

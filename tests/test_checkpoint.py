@@ -400,6 +400,27 @@ def test_any_cut_or_missing_file_is_one_line(tmp_path):
             shutil.rmtree(bad)
 
 
+def test_a_run_goes_on_without_its_damaged_last_step(tmp_path):
+    with checkpoint.Checkpointer(tmp_path, keep=3) as ckpt:
+        for step in range(3):
+            ckpt.save(step, {"w": np.full(9, step)})
+    for step in (1, 2):
+        (tmp_path / str(step) / "state" / "manifest.ocdbt").write_bytes(b"")
+    with checkpoint.Checkpointer(tmp_path, keep=3) as ckpt:
+        for step in (1, 2):
+            with pytest.raises(
+                ValueError, match=r"damaged, .* has 0 bytes of .* delete it"
+            ) as error:
+                ckpt.restore(step=step)
+            assert_one_line(error, tmp_path / str(step))
+            shutil.rmtree(tmp_path / str(step))
+    with checkpoint.Checkpointer(tmp_path, keep=3) as ckpt:
+        step, tree = ckpt.restore()
+        assert tree["w"].tolist() == [0] * 9
+        ckpt.save(step + 1, tree)
+    assert checkpoint.steps(tmp_path) == [0, 1]
+
+
 def test_damage_that_no_size_shows_is_one_line(tmp_path, caplog):
     checkpoint.save(tmp_path / "c", {"w": np.random.default_rng(0).standard_normal(5000)})
     (tmp_path / "c" / checkpoint.SIZES).unlink()  # a job killed just after the checkpoint
@@ -408,7 +429,7 @@ def test_damage_that_no_size_shows_is_one_line(tmp_path, caplog):
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged") as error:
         checkpoint.restore(tmp_path / "c")
-    assert_one_line(error, tmp_path / "c", "restore another checkpoint")
+    assert_one_line(error, tmp_path / "c", "delete it and restore another")
 
 
 def test_folders_that_are_no_checkpoint(tmp_path):

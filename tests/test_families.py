@@ -111,11 +111,11 @@ def test_padding_changes_nothing(variant):
     # padding is a token like any other, and not always the same
     tokens_BT = np.random.RandomState(1).randint(0, cfg.vocab, (4, T + pad)).astype(np.int32)
     pos_BT = np.full(tokens_BT.shape, -1, np.int32)
-    for row, (a, n) in enumerate(zip(begins, lengths)):
+    for row, (a, n) in enumerate(zip(begins, lengths, strict=True)):
         tokens_BT[row, a : a + n], pos_BT[row, a : a + n] = text[:n], np.arange(n)
     got = jit(lambda: forward(params, tokens_BT, cfg, pos_BT=jnp.asarray(pos_BT)).logits)()
     assert np.isfinite(got).all()
-    for row, (a, n) in enumerate(zip(begins, lengths)):
+    for row, (a, n) in enumerate(zip(begins, lengths, strict=True)):
         alone = want if n == T else variant.torch.get("short", want[None])[0]
         np.testing.assert_allclose(got[row, a : a + n], alone[:n], rtol=0, atol=LOGITS)
 

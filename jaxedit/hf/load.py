@@ -130,10 +130,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise FileNotFoundError(
             f"{folder}: no config.json, so this is not a Hugging Face model folder"
         )
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error})") from None
+    raw = read_json(file)
     kind = raw.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"{file}: model_type {kind!r} is not supported: {', '.join(FAMILIES)}")
@@ -149,17 +146,29 @@ def read_config(folder: Path) -> ModelConfig:
         cfg = cfg.replace(family=family.model_type)
     generation = folder / "generation_config.json"
     if generation.exists():
-        eos = json.loads(generation.read_text()).get("eos_token_id")
+        eos = read_json(generation).get("eos_token_id")
         ids = eos if isinstance(eos, list) else [eos]
         cfg = cfg if eos is None else cfg.replace(eos_ids=tuple(ids))
     return cfg
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{file}: not valid JSON of a config (it is a {type(raw).__name__})")
+    return raw
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a folder: one safetensors file, or the shards that an index names."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if "weight_map" not in (listed := read_json(index)):
+            raise ValueError(f"{index}: no weight_map, so it does not say which files to read")
+        names = sorted(set(listed["weight_map"].values()))
         if absent := [n for n in names if not (folder / n).exists()]:
             raise FileNotFoundError(f"{folder}: {index.name} names {', '.join(absent)}, not found")
         files = [folder / n for n in names]

@@ -24,9 +24,9 @@ from jaxedit.tensorfile import entries, read_header, write
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 # Fields of an adapter's config under which its modules compute something else than W + scale · B A.
-BEYOND = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices", "use_qalora")
-BEYOND += ("layer_replication", "target_parameters", "alora_invocation_tokens", "arrow_config")
-BEYOND += ("kasa_config", "monteclora_config", "use_bdlora")
+BEYOND: tuple[str, ...] = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
+BEYOND += ("layer_replication", "target_parameters", "alora_invocation_tokens", "use_qalora")
+BEYOND += ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora")
 
 
 class Factors(NamedTuple):
@@ -46,7 +46,7 @@ def export(
     """
     deltas = delta.single(deltas)
     delta.check(deltas, matrices(cfg), cfg.layers)
-    layered = {path: to_layers(path, d, cfg) for path, d in deltas.items()}
+    layered = {path: to_layers(path, d) for path, d in deltas.items()}
     modules: dict[str, Factors] = {}
     conv = False
     for key in module_keys(cfg):
@@ -61,8 +61,9 @@ def export(
         for i in sorted(touched):
             parts = [layered.get(path, {}).get(i) for path in paths]
             widths = [matrices(cfg)[path][1] for path in paths]
-            name = key.hf.format(i).removesuffix(".weight")
-            modules[name] = fuse(parts, widths)
+            # GPT-NeoX's files say embed_out, its module is an lm_head since transformers 5
+            hf = "lm_head" if paths == ["head"] else key.hf.removesuffix(".weight")
+            modules[hf.format(i)] = fuse(parts, widths)
             conv |= not key.out_in
     if not modules:
         raise ValueError("the deltas change nothing, so there is no adapter to write")
@@ -102,8 +103,8 @@ def describe(ranks: Mapping[str, int], conv: bool, base_name: str | None) -> dic
     }
 
 
-def to_layers(path: str, d: Any, cfg: ModelConfig) -> dict[int | None, Factors]:
-    """layer -> factors, of the layers that change; None is the layer of "head"."""
+def to_layers(path: str, d: Any) -> dict[int, Factors]:
+    """layer -> factors, of the layers that change; "head" is a layer 0."""
     if isinstance(d, Dense):
         raise ValueError(
             f"delta {path!r} is of full rank and an adapter holds factors; "
@@ -118,9 +119,8 @@ def to_layers(path: str, d: Any, cfg: ModelConfig) -> dict[int | None, Factors]:
     if a.ndim > 2 + ("/" in path):
         raise ValueError(f"delta {path!r} has one change per row; choose it with delta.row")
     if "/" not in path:
-        layers, a, b = [None], a[None], b[None]
-    else:
-        layers = range(cfg.layers) if d.layers is None else np.asarray(d.layers).tolist()
+        a, b = a[None], b[None]
+    layers = range(len(a)) if d.layers is None else np.asarray(d.layers).tolist()
     found = {i: trim(a[j], b[j]) for j, i in enumerate(layers) if i != -1}
     return {i: f for i, f in found.items() if f.a.shape[1]}
 
@@ -132,9 +132,8 @@ def trim(a: np.ndarray, b: np.ndarray) -> Factors:
 
 
 def fuse(parts: list[Factors | None], widths: list[int]) -> Factors:
-    """One module of matrices that lie side by side: each part's b is zero outside of its columns."""
-    start = np.cumsum([0, *widths])
-    pad = lambda b, j: np.pad(b, ((0, 0), (start[j], start[-1] - start[j + 1])))
+    """One module of matrices that lie side by side: each part's b is zero outside its columns."""
+    pad = lambda b, j: np.pad(b, ((0, 0), (sum(widths[:j]), sum(widths[j + 1 :]))))
     have = [(j, f) for j, f in enumerate(parts) if f is not None]
     a = np.concatenate([f.a for _, f in have], 1)
     return Factors(a, np.concatenate([pad(f.b, j) for j, f in have], 0))
@@ -145,11 +144,11 @@ def read(folder: str | os.PathLike, cfg: ModelConfig) -> dict[str, LowRank]:
     folder = Path(folder)
     config = read_config(folder)
     modules = read_modules(folder, cfg)
-    keys = {}
+    keys: dict[str, tuple[Key, int]] = {}
     for key in module_keys(cfg):
-        layers = range(cfg.layers) if "{}" in key.hf else [None]
+        layers = range(cfg.layers if "{}" in key.hf else 1)
         keys |= {key.hf.format(i).removesuffix(".weight"): (key, i) for i in layers}
-    found: dict[str, dict[int | None, Factors]] = {}
+    found: dict[str, dict[int, Factors]] = {}
     for name, (a, b) in modules.items():
         if name not in keys:
             raise ValueError(
@@ -169,7 +168,7 @@ def read(folder: str | os.PathLike, cfg: ModelConfig) -> dict[str, LowRank]:
             f = Factors(a, part) if len(widths) == 1 else trim(a, part)
             if f.a.shape[1]:
                 found.setdefault(to_path(ours), {})[layer] = f
-    return {path: from_layers(layers) for path, layers in found.items()}
+    return {path: from_layers(path, layers) for path, layers in found.items()}
 
 
 def split(b: np.ndarray, widths: list[int], key: Key, cfg: ModelConfig) -> list[np.ndarray]:
@@ -180,11 +179,11 @@ def split(b: np.ndarray, widths: list[int], key: Key, cfg: ModelConfig) -> list[
     return np.split(b, np.cumsum(widths)[:-1], axis=1)
 
 
-def from_layers(layers: Mapping[int | None, Factors]) -> LowRank:
+def from_layers(path: str, layers: Mapping[int, Factors]) -> LowRank:
     """One LowRank of the factors of several layers, ranks padded to the largest."""
-    if None in layers:
-        return LowRank(*map(jnp.asarray, layers[None]))
-    numbers = sorted(i for i in layers if i is not None)
+    if "/" not in path:
+        return LowRank(*map(jnp.asarray, layers[0]))
+    numbers = sorted(layers)
     R = max(f.a.shape[1] for f in layers.values())
     wide = lambda x, axis: np.pad(
         x, [(0, R - n if j == axis else 0) for j, n in enumerate(x.shape)]
@@ -224,9 +223,10 @@ def read_modules(folder: Path, cfg: ModelConfig) -> dict[str, Factors]:
         )
     sides: dict[str, dict[str, np.ndarray]] = {}
     for name, tensor in read_header(folder / WEIGHTS)[0].items():
-        match = re.fullmatch(
-            r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight", name
-        )
+        head = re.search(r"(lm_head|embed_out)\.base_layer\.weight$", name)
+        if head and tensor.shape == (cfg.vocab, cfg.embed):
+            continue  # PEFT saves the base's head beside its factors; LoRA leaves it as it is
+        match = re.fullmatch(rf"(?:{PREFIX})?(.+)\.lora_([AB])(?:\.default)?\.weight", name)
         if match is None:
             raise ValueError(f"{folder}: {name} is not a factor of a linear layer (lora_A, lora_B)")
         module, side = match.groups()

@@ -25,13 +25,12 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
 
+import families
+import hooks
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-import families
-import hooks
 
 LENGTHS, STEPS = (9, 11, 13), 8
 LEAD, VARIED = 0.02, 12  # of a best logit over the next; different tokens among the generated
@@ -70,7 +69,9 @@ def generate(model: Any, variant: str) -> tuple[dict[str, np.ndarray], float]:
         if variant in families.LENGTH_DEPENDENT:
             # alone: transformers takes the frequencies of a batch from its longest row
             rows = [
-                hooks.greedy(model, tokens[i : i + 1, width - n :], mask[i : i + 1, width - n :], STEPS)
+                hooks.greedy(
+                    model, tokens[i : i + 1, width - n :], mask[i : i + 1, width - n :], STEPS
+                )
                 for i, n in enumerate(LENGTHS)
             ]
             new, lead = np.concatenate([r[0] for r in rows]), min(r[1] for r in rows)

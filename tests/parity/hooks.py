@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def split_qkv(x_BTO: torch.Tensor, model_type: str, cfg: Any) -> tuple[torch.Ten
 
 
 def forget(model: Any) -> None:
-    """Resets the frequencies of dynamic RoPE, which a torch model keeps from the longest text so far."""
+    """Resets dynamic RoPE, whose frequencies a torch model keeps from the longest text so far."""
     with torch.no_grad():
         model(torch.zeros((1, 1), dtype=torch.long))
 
@@ -154,7 +155,7 @@ def stepwise(model: Any, tokens_BT: np.ndarray, first: int) -> np.ndarray:
     tokens_BT, cache, parts = torch.as_tensor(tokens_BT), None, []
     cuts = [0, *range(first, tokens_BT.shape[1] + 1)]
     with torch.no_grad():
-        for a, b in zip(cuts, cuts[1:]):
+        for a, b in pairwise(cuts):
             out = model(tokens_BT[:, a:b], past_key_values=cache, use_cache=True)
             parts.append(out.logits)
             cache = out.past_key_values

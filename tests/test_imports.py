@@ -1,0 +1,83 @@
+"""Imports point one way: a module imports only from modules above it, so the tree can be read in
+order.
+"""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "jaxedit"
+ORDER = [
+    "progress",
+    "base",
+    "sharding",
+    "tensorfile",
+    "delta",
+    "checkpoint",
+    "settings",
+    "cli",
+    "models.config",
+    "models.shapes",
+    "models.specs",
+    "models.sites",
+    "models.attention",
+    "models.layers",
+    "models.vocabulary",
+    "models.transformer",
+    "models.generate",
+    "hf.config",
+    "hf.families",
+    "hf.load",
+    "hf.save",
+    "hf.peft",
+    "edit.record",
+    "hf.__main__",
+    "console",
+    "demo",
+]
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jaxedit":
+            base = node.module.removeprefix("jaxedit").lstrip(".")
+            for alias in node.names:
+                name = f"{base}.{alias.name}".lstrip(".")
+                found.add(name if (PACKAGE / (name.replace(".", "/") + ".py")).exists() else base)
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("jaxedit.")]
+            found |= {name.removeprefix("jaxedit.") for name in names}
+    return found - {""}
+
+
+def test_every_module_has_its_place():
+    files = {module(p) for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"}
+    assert files == set(ORDER), "a new module belongs into ORDER, after all that it imports"
+
+
+def test_imports_point_up():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        name = module(path)
+        below = [i for i in imported(path) if ORDER.index(i) >= ORDER.index(name)]
+        assert not below, f"{name} imports {below}, which come after it"
+
+
+def test_importing_the_package_and_its_cli_does_not_import_jax():
+    """`jaxedit --help` answers at once."""
+    import subprocess
+    import sys
+
+    program = "import sys, jaxedit, jaxedit.cli; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_every_main_is_short():
+    for path in PACKAGE.rglob("__main__.py"):
+        assert len(path.read_text().splitlines()) <= 60, path
