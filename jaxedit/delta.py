@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import NamedSharding
 
 from jaxedit.base import Array, Delta, Deltas, Dense, LowRank, Params
 from jaxedit.sharding import constrain, on_mesh_of
@@ -42,12 +43,6 @@ def apply(params: Params, deltas: Deltas) -> Params:
     """
     deltas = single(deltas)
     weights = _touched(params, deltas)
-    for path, d in deltas.items():
-        if (rows := _rows(path, d)) is not None:
-            raise ValueError(
-                f"delta {path!r} has one change per row ({rows} rows) and a weight can take one; "
-                "choose it with delta.row(deltas, i)"
-            )
     with on_mesh_of(params):
         return _put(params, weights, _merge(weights, deltas))
 
@@ -133,6 +128,12 @@ def _touched(params: Params, deltas: Mapping[str, Any]) -> dict[str, Array]:
         for k, v in deltas.items()
     }
     check(changes, {path: (s[-2], s[-1]) for path, s in shapes.items()}, depth)
+    for path, ds in changes.items():
+        if rows := [r for d in ds if (r := _rows(path, d)) is not None]:
+            raise ValueError(
+                f"delta {path!r} has one change per row ({rows[0]} rows) and a weight takes one; "
+                "choose it with delta.row(deltas, i)"
+            )
     return weights
 
 
@@ -140,8 +141,9 @@ def _put(params: Params, old: dict[str, Array], new: dict[str, Array]) -> Params
     """Params with new weights, laid out over devices as the old ones are."""
     flat = traverse_util.flatten_dict(params, sep="/")
     for path, w in new.items():
-        traced = isinstance(w, jax.core.Tracer) or not isinstance(old[path], jax.Array)
-        flat[leaf(path)] = w if traced else jax.device_put(w, old[path].sharding)
+        where = None if isinstance(w, jax.core.Tracer) else getattr(old[path], "sharding", None)
+        # (device_put onto a single device would also bind the weight to it)
+        flat[leaf(path)] = jax.device_put(w, where) if isinstance(where, NamedSharding) else w
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -251,7 +253,7 @@ def single(deltas: Deltas) -> dict[str, Delta]:
 def _add(path: str, x: Delta, y: Delta) -> Delta:
     rows = {_rows(path, x), _rows(path, y)} - {None}
     if len(rows - {1}) > 1:
-        raise ValueError(f"deltas {path!r} have {sorted(map(str, rows))} rows; they must agree")
+        raise ValueError(f"deltas {path!r} have {_rows(path, x)} and {_rows(path, y)} rows")
     if rows:
         x, y = (_broadcast(path, d, max(r for r in rows if r)) for d in (x, y))
     layers = None
@@ -271,9 +273,10 @@ def _align(path: str, x: Delta, y: Delta) -> tuple[Delta, Delta, Array | None]:
     """Both on the union of their layers, [u] or [u, B], zero where one has none."""
     if any(isinstance(d.layers, jax.core.Tracer) for d in (x, y)):
         raise ValueError(f"the layers of deltas {path!r} are traced: compose them outside jit")
-    numbers = [np.asarray(_numbers(d)) for d in (x, y)]
-    shared = numbers[0].ndim == 1
-    columns = [n.reshape(len(n), -1) for n in numbers]  # [n, B], B = 1 where shared
+    rows = _rows(path, x)
+    shared = rows is None
+    tall = lambda n: np.broadcast_to(n.reshape(len(n), -1), (len(n), rows or 1))
+    columns = [tall(np.asarray(_numbers(d))) for d in (x, y)]  # [n, B], B = 1 where shared
     sets = zip(*(c.T.tolist() for c in columns), strict=True)
     unions = [sorted({*p, *q} - {-1}) for p, q in sets]
     union = np.full((max(1, *map(len, unions)), len(unions)), -1, np.int32)
@@ -364,10 +367,7 @@ def _factor(d: Delta) -> tuple[Array | None, Array, Array | None]:
 
 def rank(deltas: Deltas) -> dict[str, int]:
     """How many ranks the form of each change has room for."""
-    return {
-        path: min(_parts(d)[0].shape[-1], *_size(d)) if isinstance(d, LowRank) else min(_size(d))
-        for path, d in single(deltas).items()
-    }
+    return {p: min(_parts(d)[0].shape[-1], *_size(d)) for p, d in single(deltas).items()}
 
 
 # The form of a delta
@@ -377,63 +377,53 @@ def check(deltas: Deltas, matrices: Mapping[str, tuple[int, int]], num_layers: i
     """Raises where deltas do not fit a model with these matrices (path -> (I, O))."""
     for path, v in deltas.items():
         if path not in matrices:
-            raise ValueError(
-                f"delta {path!r}: the model has {', '.join(matrices) or 'no such one'}"
-            )
+            known = ", ".join(matrices) or "no such matrix"
+            raise ValueError(f"delta {path!r}: the model has {known}")
         for d in _chain(v):
             if not isinstance(d, LowRank | Dense):
                 raise ValueError(f"delta {path!r} is a {type(d).__name__}, not LowRank or Dense")
-            _check_arrays(path, d, matrices[path])
-            if "/" in path:
-                _check_layers(path, d, num_layers)
-            elif d.layers is not None:
-                raise ValueError(f"delta {path!r} has layers; this matrix belongs to none")
+            if wrong := _misfit(path, d, matrices[path]) or _mislaid(path, d, num_layers):
+                shapes = " and ".join(str(list(x.shape)) for x in _parts(d))
+                raise ValueError(f"delta {path!r} of shape {shapes}: {wrong}")
 
 
-def _check_arrays(path: str, d: Delta, size: tuple[int, int]) -> None:
-    lead = int("/" in path)
-    shapes = [tuple(x.shape) for x in _parts(d)]
-    told = f"delta {path!r} has shapes {' and '.join(map(str, map(list, shapes)))}"
-    if len({len(s) for s in shapes}) > 1 or len(shapes[0]) not in (lead + 2, lead + 3):
-        form = "[n, I, R] and [n, R, O], or [n, B, …]" if lead else "[I, R] and [R, O], or [B, …]"
-        raise ValueError(f"{told}; expected {form} (a Dense is [.., I, O])")
+def _misfit(path: str, d: Delta, size: tuple[int, int]) -> str:
+    """What is wrong with the arrays of a delta; empty where nothing is."""
+    lead, shapes = int("/" in path), [tuple(x.shape) for x in _parts(d)]
+    if len({len(s) for s in shapes}) > 1 or len(shapes[0]) - lead not in (2, 3):
+        n = "n, " * lead
+        return f"expected [{n}I, R] and [{n}R, O] ([{n}I, O] of a Dense), or a B before I and R"
     if _size(d) != tuple(size):
-        raise ValueError(f"{told}, so it changes {list(_size(d))}; the matrix is {list(size)}")
+        return f"it changes {list(_size(d))}, the matrix is {list(size)}"
     if isinstance(d, LowRank) and d.a.shape[-1] != d.b.shape[-2]:
-        raise ValueError(f"{told}: their ranks differ, {d.a.shape[-1]} and {d.b.shape[-2]}")
+        return f"the ranks differ, {d.a.shape[-1]} and {d.b.shape[-2]}"
     if lead and len({s[0] for s in shapes}) > 1:
-        raise ValueError(f"{told}: they must lead with the same number of layers")
-    many = [s[lead] for s in shapes if len(s) == lead + 3]
-    many += [d.layers.shape[1]] if d.layers is not None and d.layers.ndim == 2 else []
-    if len(set(many) - {1}) > 1:
-        raise ValueError(f"{told}: the number of rows must be one number, not {sorted(set(many))}")
+        return "both must lead with the same number of layers"
+    rows = [s[lead] for s in shapes if len(s) == lead + 3]
+    rows += [d.layers.shape[1]] if d.layers is not None and d.layers.ndim == 2 else []
+    return f"its parts have {sorted(set(rows))} rows" if len(set(rows) - {1}) > 1 else ""
 
 
-def _check_layers(path: str, d: Delta, num_layers: int) -> None:
-    n = len(_parts(d)[0])
+def _mislaid(path: str, d: Delta, num_layers: int) -> str:
+    """What is wrong with the layers of a delta; empty where nothing is."""
+    if "/" not in path:
+        return "" if d.layers is None else "it names layers; this matrix belongs to none"
+    n, wide = len(_parts(d)[0]), _parts(d)[0].ndim == 4
     if d.layers is None:
-        if n != num_layers:
-            raise ValueError(
-                f"delta {path!r} leads with {n} layers and names none; the model has {num_layers}"
-            )
-        return
+        return "" if n == num_layers else f"it names no layers, the model has {num_layers}"
     shape = tuple(d.layers.shape)
-    wide = _parts(d)[0].ndim == 4
-    if shape[:1] != (n,) or len(shape) > (2 if wide else 1):
-        raise ValueError(
-            f"delta {path!r} has layers of shape {list(shape)}; expected [{n}]"
-            + (f" or [{n}, rows]" if wide else "")
-        )
+    if shape[:1] != (n,) or len(shape) > 1 + wide:
+        allowed = f"[{n}]" + f" or [{n}, rows]" * wide
+        return f"its layers have shape {list(shape)}, expected {allowed}"
     if isinstance(d.layers, jax.core.Tracer):
-        return
+        return ""
     for column in np.asarray(d.layers).reshape(n, -1).T.tolist():
         named = [i for i in column if i != -1]
         if bad := [i for i in named if not 0 <= i < num_layers]:
-            raise ValueError(f"delta {path!r} changes layer {bad[0]}; the model has {num_layers}")
+            return f"it changes layer {bad[0]}, the model has layers 0 to {num_layers - 1}"
         if len(set(named)) < len(named):
-            raise ValueError(
-                f"delta {path!r} names a layer twice: {named}; join them with delta.compose"
-            )
+            return f"it names a layer twice, {named}; join them with delta.compose"
+    return ""
 
 
 def _chain(v: Any) -> tuple:

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "group": ("data",),  # the batch of all devices that hold one weight together
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
@@ -90,12 +91,12 @@ def place(axes: Sequence[str | None], parts: Sequence[int], mesh: Mesh) -> Named
     return NamedSharding(mesh, partition(axes, parts, mesh.shape))
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Fixes x's layout under the current mesh; without a mesh, x."""
+def constrain(x: jax.Array, *axes: str | None, parts: Sequence[int] = ()) -> jax.Array:
+    """Fixes x's layout under the current mesh, and that of its gradient; without a mesh, x."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not set(AXES) & set(mesh.auto_axes):
         return x
-    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, partition(axes, parts or x.shape, mesh.shape))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -112,12 +113,14 @@ def mesh_of(tree: Any) -> Mesh | None:
 
 @contextmanager
 def on_mesh_of(tree: Any) -> Iterator[None]:
-    """Runs the body under the mesh of `tree`, so that callers need not carry it; inside jit it does
-    nothing.
+    """Runs the body under the mesh of `tree`, so that callers need not carry it; inside their jit,
+    grad and vmap too.
     """
-    mesh = mesh_of(tree)
+    meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(tree))
+    mesh = next((m for m in meshes if not m.empty), None)
     if mesh is None or not jax.sharding.get_abstract_mesh().empty:
         yield
         return
-    with jax.set_mesh(mesh):
+    # abstract: tracers know no more of it, and the devices come with the arrays
+    with jax.sharding.use_abstract_mesh(mesh):
         yield

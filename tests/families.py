@@ -7,9 +7,11 @@ and this file; nothing random is stored.
 import json
 import shutil
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxedit.tensorfile import entries, write
@@ -23,6 +25,10 @@ GPT = SMALL | {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}
 PLAIN = SMALL | {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 PLAIN |= {"intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": None}
 GROUPED = PLAIN | {"num_key_value_heads": 2}
+
+
+# A program of these tests runs once or twice, on a few numbers: only its compile time matters.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def rope(kind: str, **fields: Any) -> dict[str, Any]:

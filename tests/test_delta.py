@@ -177,6 +177,8 @@ def test_rows_are_refused_where_one_change_is_needed():
     rows = delta.stack(assorted(LLAMA))
     with pytest.raises(ValueError, match=r"delta\.row"):
         delta.apply(model(LLAMA), rows)
+    with pytest.raises(ValueError, match=r"delta\.row"):
+        delta.original(model(LLAMA), rows)
     with pytest.raises(ValueError, match="stack shared deltas"):
         delta.stack([rows, rows])
     with pytest.raises(ValueError, match="row 5"):
@@ -243,9 +245,10 @@ def test_compose_of_rows():
     params = model(LLAMA)
     rows, others = (delta.stack(e) for e in (assorted(LLAMA), assorted(LLAMA)[::-1]))
     shared = {"mlp/down": low_rank(11, LLAMA, "mlp/down", [1, 3])}
+    shared["attn/q"] = low_rank(12, LLAMA, "attn/q")
     both = delta.compose(delta.compose(rows, others), shared)
     delta.check(both, matrices(LLAMA), LLAMA.layers)
-    for i in range(5):
+    for i in (1, 3):
         parts = [assorted(LLAMA)[i], assorted(LLAMA)[4 - i], shared]
         want = logits(reduce(delta.apply, parts, params), LLAMA)
         close(logits(params, LLAMA, delta.row(both, i)), want)
@@ -253,6 +256,20 @@ def test_compose_of_rows():
     parts = [assorted(LLAMA)[1], assorted(LLAMA)[3], shared]
     want = logits(reduce(delta.apply, parts, params), LLAMA, tokens=tokens)
     close(logits(params, LLAMA, both, tokens)[1], want[1])
+
+
+def test_compose_of_rows_on_all_layers():
+    wide = delta.stack([{"attn/q": low_rank(s, LLAMA, "attn/q")} for s in (1, 2)])
+    picked = delta.stack([{"attn/q": low_rank(s, LLAMA, "attn/q", [s])} for s in (1, 2)])
+    shared = {"attn/q": low_rank(3, LLAMA, "attn/q", [0])}
+    assert wide["attn/q"].layers is None
+    for other in (picked, shared):
+        both = delta.compose(wide, other)
+        assert both["attn/q"].layers is None
+        for i in range(2):
+            parts = [delta.scatter(delta.row(x, i), 4)["attn/q"] for x in (wide, other)]
+            want = sum(map(delta.product, parts))
+            close(delta.product(delta.row(both, i)["attn/q"]), want)
 
 
 def test_compose_wants_concrete_layers():
@@ -398,14 +415,19 @@ def test_small_floats_count_in_the_checksum():
 # What does not fit
 
 
+def test_a_merge_binds_nothing_to_a_device():
+    params = delta.apply(model(LLAMA), {"mlp/down": low_rank(1, LLAMA, "mlp/down", [1])})
+    assert not any(x.committed for x in jax.tree.leaves(params))
+
+
 def test_misfits_are_named():
     a, b = jnp.zeros((1, 24, 2)), jnp.zeros((1, 2, 16))
     bad = [
         ({"mlp/dwon": LowRank(a, b)}, "mlp/dwon"),
-        ({"mlp/down": LowRank(a, b)}, "names none"),
+        ({"mlp/down": LowRank(a, b)}, "names no layers"),
         ({"mlp/down": LowRank(a, b, jnp.array([4]))}, "layer 4"),
-        ({"mlp/down": LowRank(a, b, jnp.array([1, 2]))}, r"layers of shape \[2\]"),
-        ({"mlp/down": LowRank(a, b, jnp.array([[1, 2]]))}, r"layers of shape \[1, 2\]"),
+        ({"mlp/down": LowRank(a, b, jnp.array([1, 2]))}, r"layers have shape \[2\]"),
+        ({"mlp/down": LowRank(a, b, jnp.array([[1, 2]]))}, r"layers have shape \[1, 2\]"),
         ({"mlp/down": LowRank(a, b[:, :1], jnp.array([1]))}, "ranks differ"),
         ({"mlp/up": LowRank(a, b, jnp.array([1]))}, r"the matrix is \[16, 24\]"),
         ({"mlp/down": LowRank(a[0], b[0], jnp.array([1]))}, "expected"),

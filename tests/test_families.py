@@ -26,9 +26,6 @@ from jaxedit.tensorfile import read_header
 
 LOGITS, SITES, GRAD = 5e-5, 1e-5, 1e-5
 
-# Each program runs once, on a few numbers: to compile it fast matters, to run it fast does not.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 class Loaded(NamedTuple):
     name: str
@@ -59,7 +56,7 @@ def test_logits_every_site_and_a_gradient_are_torchs(variant):
     tokens_BT, names = variant.torch["tokens"], sites(cfg)
     reads = dict.fromkeys(names, jnp.asarray([families.AT]))
 
-    @jit
+    @families.jit
     def run(params):
         def loss(down_LFD):
             mlp = params["blocks"]["mlp"]
@@ -92,7 +89,7 @@ def test_cached_steps_are_the_full_forward_pass(variant):
     params, cfg, _ = variant.model
     tokens_BT = variant.torch["tokens"]
     T = tokens_BT.shape[1]
-    step = jit(lambda tokens_BT, cache: forward(params, tokens_BT, cfg, cache=cache))
+    step = families.jit(lambda tokens_BT, cache: forward(params, tokens_BT, cfg, cache=cache))
     out = step(tokens_BT[:, :6], init_cache(cfg, 1, T + 2))
     logits = [out.logits]
     for t in range(6, T):
@@ -113,7 +110,7 @@ def test_padding_changes_nothing(variant):
     pos_BT = np.full(tokens_BT.shape, -1, np.int32)
     for row, (a, n) in enumerate(zip(begins, lengths, strict=True)):
         tokens_BT[row, a : a + n], pos_BT[row, a : a + n] = text[:n], np.arange(n)
-    got = jit(lambda: forward(params, tokens_BT, cfg, pos_BT=jnp.asarray(pos_BT)).logits)()
+    got = families.jit(lambda: forward(params, tokens_BT, cfg, pos_BT=jnp.asarray(pos_BT)).logits)()
     assert np.isfinite(got).all()
     for row, (a, n) in enumerate(zip(begins, lengths, strict=True)):
         alone = want if n == T else variant.torch.get("short", want[None])[0]
@@ -124,7 +121,7 @@ def test_greedy_generation_is_torchs(variant):
     """From left-padded prompts of several lengths."""
     params, cfg, _ = variant.model
     want = variant.torch["generated"]
-    run = jit(partial(decode, cfg=cfg, steps=want.shape[1]))
+    run = families.jit(partial(decode, cfg=cfg, steps=want.shape[1]))
     out = run(params, variant.torch["prompts"], variant.torch["prompts_pos"])
     np.testing.assert_array_equal(out.tokens_BN, want)
     np.testing.assert_array_equal(out.length_B, want.shape[1])

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxedit import checkpoint
@@ -88,6 +89,8 @@ def save_checkpoint(model: Model, folder: str | os.PathLike) -> None:
     checkpoint.save(folder, model.params, metadata=about)
     if model.tokenizer is not None and jax.process_index() == 0:
         model.tokenizer.save_pretrained(folder / "tokenizer")
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {folder}")
 
 
 def load_checkpoint(folder: Path, mesh: Mesh | None, dtype: Any) -> Model:

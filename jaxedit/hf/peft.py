@@ -231,8 +231,8 @@ def read_modules(folder: Path, cfg: ModelConfig) -> dict[str, Factors]:
             raise ValueError(f"{folder}: {name} is not a factor of a linear layer (lora_A, lora_B)")
         module, side = match.groups()
         for old, new in FAMILIES[cfg.family].renames:
-            if module.startswith(old):
-                module = new + module[len(old) :]
+            if f"{module}.".startswith(old):
+                module = (new + f"{module}."[len(old) :]).removesuffix(".")
                 break
         sides.setdefault(module, {})[side] = tensor.read().T
     if halves := [module for module, s in sides.items() if len(s) < 2]:

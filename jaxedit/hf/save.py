@@ -38,12 +38,7 @@ def save(
     """
     folder = Path(folder)
     check(model.params, model.cfg)
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"{folder} is not empty; choose another folder, or pass overwrite=True"
-        )
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} holds something else than a model; it is not overwritten")
+    refuse_others(folder, overwrite)
     part = folder.with_name(f".{folder.name}.part")
     writer = jax.process_index() == 0
     if writer:
@@ -63,6 +58,23 @@ def save(
             os.replace(part, folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {folder}")
+
+
+def refuse_others(folder: Path, overwrite: bool) -> None:
+    """Raises on every process where the first one finds a folder that must stay as it is."""
+    problem = ""
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            problem = f"{folder} is not empty; choose another folder, or pass overwrite=True"
+        elif not (folder / "config.json").exists():
+            problem = f"{folder} holds something else than a model; it is not overwritten"
+    if jax.process_count() > 1:
+        # one answer for all, given before the first one writes: it could be done, and the folder
+        # there, when the last one looks
+        found = bool(multihost_utils.broadcast_one_to_all(np.bool_(problem)))
+        problem = (problem or f"{folder}: the first process cannot write there") if found else ""
+    if problem:
+        raise FileExistsError(problem)
 
 
 def write_config(cfg: ModelConfig, folder: Path, dtype: str) -> None:

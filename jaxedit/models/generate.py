@@ -17,7 +17,7 @@ from jaxedit.base import Array, Deltas, Params, Writes
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import chain, check_names, matrices, sites
 from jaxedit.models.transformer import _forward, check_shapes, init_cache
-from jaxedit.sharding import on_mesh_of
+from jaxedit.sharding import constrain, on_mesh_of
 
 
 class Sampling(NamedTuple):
@@ -130,7 +130,8 @@ def _decode(
 
     go_on = lambda state: (state[0] < steps) & ~state[5].all()
     state = jax.lax.while_loop(go_on, step, state)
-    return Generated(state[4], state[6])
+    # whole on every device: each process of a job turns all of them into text
+    return Generated(constrain(state[4], None, None), constrain(state[6], None))
 
 
 def sample(key: Array, logits_BV: Array, s: Sampling) -> Array:

@@ -100,6 +100,15 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> dict[str, jax.sharding.NamedShard
     return {k: sharding.place(s.axes, s.parts or s.shape, mesh) for k, s in specs(cfg).items()}
 
 
+def pin(params: Params, cfg: ModelConfig) -> Params:
+    """The same weights, held where the table puts them on the current mesh; their gradients then
+    end up there too, not whole on every device.
+    """
+    table = specs(cfg)
+    hold = lambda s, x: sharding.constrain(x, *s.axes, parts=s.parts)
+    return nest({k: hold(table[k], x) if k in table else x for k, x in flatten(params).items()})
+
+
 def abstract(cfg: ModelConfig, dtype: Any = "float32", mesh: Mesh | None = None) -> Params:
     """The parameter tree without its numbers, e.g. as the target of a checkpoint's restore."""
     where = shardings(cfg, mesh) if mesh else {}

@@ -21,6 +21,7 @@ from jaxedit.base import Array, Cache, Deltas, Output, Params, Reads, Writes
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.layers import attention, mlp, norm, rotations
 from jaxedit.models.sites import chain, check_names, matrices, sites, tap
+from jaxedit.models.specs import pin
 from jaxedit.models.vocabulary import embed, unembed
 from jaxedit.sharding import constrain, on_mesh_of
 
@@ -101,6 +102,7 @@ def _forward(
     if pos_BT is None:
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
         pos_BT = pos_BT if cache is None else pos_BT + cache.pos.max(1, keepdims=True) + 1
+    params = pin(params, cfg)
     first: dict[str, Array] = {}
     x_BTD = embed(params, tokens_BT, cfg, pos_BT=pos_BT, deltas=deltas)
     x_BTD = constrain(tap("embed", x_BTD, reads, writes, first), *RESIDUAL)

@@ -23,14 +23,21 @@ def embed(
     """Token embeddings (scaled, with learned positions where the model has them), [B, T, D] in
     cfg.dtype.
     """
-    x_BTD = params["embed"]["w"][tokens_BT].astype(cfg.dtype)
+    x_BTD = rows(params["embed"]["w"], tokens_BT).astype(cfg.dtype)
     for delta in chain(deltas).get("embed", ()):
         x_BTD = x_BTD + lookup(delta, tokens_BT).astype(cfg.dtype)
     if cfg.embed_scale != 1:
         x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, cfg.dtype)
     if "pos" in params:
-        x_BTD = x_BTD + params["pos"]["w"][jnp.maximum(pos_BT, 0)].astype(cfg.dtype)
+        x_BTD = x_BTD + rows(params["pos"]["w"], jnp.maximum(pos_BT, 0)).astype(cfg.dtype)
     return x_BTD
+
+
+def rows(table_ID: Array, i_BT: Array) -> Array:
+    """Rows of a table, [B, T, D]. Each device takes its columns of them for its whole fsdp group,
+    so that neither the table nor the batch is gathered.
+    """
+    return constrain(table_ID[i_BT], "group", None, "embed")
 
 
 def lookup(delta: Any, tokens_BT: Array) -> Array:

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
 
 import families
-import hooks
 import numpy as np
+import reference
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -69,14 +69,14 @@ def generate(model: Any, variant: str) -> tuple[dict[str, np.ndarray], float]:
         if variant in families.LENGTH_DEPENDENT:
             # alone: transformers takes the frequencies of a batch from its longest row
             rows = [
-                hooks.greedy(
+                reference.greedy(
                     model, tokens[i : i + 1, width - n :], mask[i : i + 1, width - n :], STEPS
                 )
                 for i, n in enumerate(LENGTHS)
             ]
             new, lead = np.concatenate([r[0] for r in rows]), min(r[1] for r in rows)
         else:
-            new, lead = hooks.greedy(model, tokens, mask, STEPS)
+            new, lead = reference.greedy(model, tokens, mask, STEPS)
         varied = len(np.unique(new))
         if lead > LEAD and (best is None or varied > best[0]):
             made = {"prompts": tokens, "prompts_pos": pos, "generated": new}
@@ -92,15 +92,15 @@ def make(variant: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = build(variant, Path(folder))
     tokens = np.random.RandomState(0).randint(3, 101, (1, 13))
-    logits, sites = hooks.capture(model, tokens)
+    logits, sites = reference.capture(model, tokens)
     out = {"tokens": tokens.astype(np.int32), "logits": logits}
     out |= {f"sites/{k}": v[..., families.AT, :] for k, v in sites.items()}
-    out["grad"] = hooks.down_gradient(model, tokens, families.GRAD_LAYER)
+    out["grad"] = reference.down_gradient(model, tokens, families.GRAD_LAYER)
     made, lead = generate(model, variant)
     out |= made
     if variant in families.LENGTH_DEPENDENT:
-        out["short"] = hooks.capture(model, tokens[:, :8])[0]
-        out["steps"] = hooks.stepwise(model, tokens, 6)
+        out["short"] = reference.capture(model, tokens[:, :8])[0]
+        out["steps"] = reference.stepwise(model, tokens, 6)
     file = families.GOLDEN / variant / "expected.npz"
     np.savez_compressed(file, **out)
     print(

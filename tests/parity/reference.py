@@ -1,12 +1,14 @@
-"""Activations of a Hugging Face torch model under our names, by forward hooks on its modules."""
+"""Hugging Face models in torch: built, run, and their activations under our names, by hooks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import families
 import numpy as np
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 # Where each family keeps its parts, below one block. "qkv" and "gate_up" are fused matrices, "mid"
 # is the module whose input is the residual stream between attention and MLP.
@@ -47,6 +49,18 @@ PARTS: dict[str, dict[str, str]] = {
     | {"post1": "post_self_attn_layernorm", "post2": "post_mlp_layernorm"}
     | MID,
 }
+
+
+def random_model(variant: str, seed: int, **changes: Any) -> Any:
+    """A torch model of the variant with random weights, all of them, biases and norms too."""
+    kind, fields = families.CONFIGS[variant]
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(fields | changes))).float()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    model.set_attn_implementation("eager")
+    return model.eval()
 
 
 def down_proj(model: Any, layer: int) -> torch.nn.Module:
