@@ -498,9 +498,16 @@ def checksum(params: Params) -> str:
 def _hash(leaves: tuple[Array, ...]) -> Array:
     """[leaves, 2] uint32: sums, in any order, of every value's bits mixed with its position's."""
 
-    def one(x: Array) -> Array:
+    def matrix(x: Array, start: Array) -> Array:
         bits = _bits(x)
-        return jnp.stack([_mix(bits ^ _place(x.shape, seed)).sum() for seed in (0, 1)])
+        return jnp.stack([_mix(bits ^ _place(x.shape, s) ^ start[s]).sum() for s in (0, 1)])
+
+    def one(x: Array) -> Array:
+        if x.ndim < 3:
+            return matrix(x, jnp.zeros(2, jnp.uint32))
+        # layer by layer: not every backend fuses the mixing into the sum
+        starts = jnp.stack([_table(len(x), x.ndim, s) for s in (0, 1)], 1)
+        return jax.lax.map(lambda layer: matrix(*layer), (x, starts)).sum(0)
 
     return constrain(jnp.stack([one(x) for x in leaves]), None, None)
 
@@ -509,10 +516,13 @@ def _place(shape: tuple[int, ...], seed: int) -> Array:
     """A random-looking number per position: the xor of one table per axis (tabulation hashing)."""
     out = jnp.zeros((), jnp.uint32)
     for axis, n in enumerate(shape):
-        start = (2 * axis + seed + 1) * 0x9E3779B9 % 2**32
-        table = _mix(_mix(jnp.arange(n, dtype=jnp.uint32)) + jnp.uint32(start))
-        out = out ^ table.reshape(n, *[1] * (len(shape) - axis - 1))
+        out = out ^ _table(n, axis, seed).reshape(n, *[1] * (len(shape) - axis - 1))
     return out
+
+
+def _table(n: int, axis: int, seed: int) -> Array:
+    start = (2 * axis + seed + 1) * 0x9E3779B9 % 2**32
+    return _mix(_mix(jnp.arange(n, dtype=jnp.uint32)) + jnp.uint32(start))
 
 
 def _mix(h: Array) -> Array:

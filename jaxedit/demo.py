@@ -12,8 +12,8 @@ from jaxedit.base import Array, Params
 from jaxedit.models.shapes import SHAPES
 from jaxedit.models.specs import count, flatten, nest
 
-PROMPT = [1, 17, 42, 8, 23, 5, 61, 30]
-SUBJECT = (6, 8)  # columns of the prompt: what is corrupted, and where the edit keys on
+PROMPT = [1, 11, 16, 10, 83, 25, 82, 92]
+SUBJECT = 4  # the column that the trace corrupts
 LAYER, TARGET = 1, 77
 
 
@@ -47,7 +47,7 @@ def show_writes(params: Params, cfg: ModelConfig, tokens: Array) -> None:
     clean = jaxedit.forward(params, tokens, cfg, reads={"resid_post": None}).reads["resid_post"]
     noise = 3 * params["embed"]["w"].std() * jax.random.normal(jax.random.key(1), (1, T, cfg.embed))
     column = jnp.arange(T)
-    corrupt = Write(((column >= SUBJECT[0]) & (column < SUBJECT[1]))[None], noise, add=True)
+    corrupt = Write((column == SUBJECT)[None], noise, add=True)
     # one row per cell (layer, position): every restoration of the trace in one batch
     layer_R, column_R = (x.ravel() for x in np.mgrid[:L, :T])
     restore = Write(
@@ -60,13 +60,13 @@ def show_writes(params: Params, cfg: ModelConfig, tokens: Array) -> None:
     before = chance()[0, answer]
     broken = chance(writes={"embed": corrupt})[0, answer]
     healed = chance(writes={"embed": corrupt, "resid_post": restore})[:, answer]
-    print(f"p(answer): {before:.2f} clean, {broken:.2f} with noise on columns {SUBJECT}")
+    print(f"p(answer): {before:.2f} clean, {broken:.2f} with noise on column {SUBJECT}")
     draw((healed.reshape(L, T) - broken).clip(0))
 
 
 def show_edit(params: Params, cfg: ModelConfig, tokens: Array) -> None:
     title("deltas", f"a rank-one edit of layer {LAYER} makes the model say {TARGET}")
-    at = jnp.array([[SUBJECT[1] - 1]])
+    at = jnp.array([[len(PROMPT) - 1]])
     value, key = find_value(params, cfg, tokens, at)
     # W + a b with key @ a = 1: what W makes of this key moves by `value`, orthogonal keys stay
     a, b = (key / (key @ key))[None, :, None], value[None, None]

@@ -87,6 +87,12 @@ def test_an_unsupported_option(folder):
     fails(folder, ValueError, "rope type 'ntk'", "default, linear, dynamic, llama3, yarn, longrope")
 
 
+def test_a_tied_gptj_whose_bias_would_be_lost(tmp_path):
+    folder = families.write_model("gptj", tmp_path)
+    edit_config(folder, tie_word_embeddings=True)
+    fails(folder, ValueError, "gptj", "tie_word_embeddings=True is not supported")
+
+
 def test_quantized_weights(folder):
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     fails(folder, ValueError, str(folder), "quantized", "gptq", "unquantized original")

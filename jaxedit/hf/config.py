@@ -165,8 +165,9 @@ def write_gpt2(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def read_gptj(c: Any) -> dict[str, Any]:
+    refuse(c, tie_word_embeddings=False)  # its head has a bias, which ours has only untied
     kw = {"norm": "layer", "eps": c.layer_norm_epsilon, "act": act(c.activation_function)}
-    kw |= {"gated": False, "mlp_bias": True, "head_bias": not c.tie_word_embeddings}
+    kw |= {"gated": False, "mlp_bias": True, "head_bias": True}
     kw |= {"parallel": True, "shared_norm": True, "rope_interleaved": True}
     common = read_common(c)
     return common | kw | {"rotary_dim": c.rotary_dim or common["head_dim"]}

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -213,7 +213,7 @@ def match(found: Mapping[str, Tensor], cfg: ModelConfig, folder: Path) -> dict[s
                 f"{folder}: {name} has shape {list(out[name].shape)}, "
                 f"config.json asks for {list(shape)}"
             )
-    heads = {k.hf for k in family.keys if k.ours[0].startswith("head/")} if cfg.tied else set()
+    heads = {k.hf for k in family.keys if k.ours == ("head/w",)} if cfg.tied else set()
     known = lambda n: n in want or n in heads or any(re.search(p, n) for p in family.ignore)
     if extra := sorted(n for n in out if not known(n)):
         raise ValueError(
@@ -249,9 +249,23 @@ def read_params(
                 if mesh is None:
                     out[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
                 else:
-                    out[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
+                    block = once_per_block(read)
+                    out[path] = jax.make_array_from_callback(leaf.shape, where[path], block)
                 progress(done := done + math.prod(leaf.shape), total)
     return nest(out)
+
+
+def once_per_block(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """`read`, which devices that hold the same block share."""
+    done: dict[tuple, np.ndarray] = {}
+
+    def block(index: tuple[slice, ...]) -> np.ndarray:
+        where = tuple((s.start, s.stop) for s in index)
+        if where not in done:
+            done[where] = read(index)
+        return done[where]
+
+    return block
 
 
 class Leaf(NamedTuple):

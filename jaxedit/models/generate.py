@@ -126,7 +126,8 @@ def _decode(
         token_B = draw(out.logits[:, 0], i)
         done_B = done_B | is_stop(token_B)
         tokens_BN = tokens_BN.at[:, i].set(jnp.where(done_B, 0, token_B))
-        return i + 1, token_B, pos_B + 1, out.cache, tokens_BN, done_B, length_B + ~done_B
+        length_B = length_B + (~done_B).astype(jnp.int32)
+        return i + 1, token_B, pos_B + 1, out.cache, tokens_BN, done_B, length_B
 
     go_on = lambda state: (state[0] < steps) & ~state[5].all()
     state = jax.lax.while_loop(go_on, step, state)

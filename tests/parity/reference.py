@@ -150,7 +150,7 @@ def capture(model: Any, tokens_BT: np.ndarray) -> tuple[np.ndarray, dict[str, np
 def loss(logits_BTV: torch.Tensor, tokens_BT: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy of each next token."""
     return torch.nn.functional.cross_entropy(
-        logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
+        logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten().long()
     )
 
 
