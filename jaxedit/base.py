@@ -74,9 +74,9 @@ class LowRank:
         """x @ a @ b, accumulated in float32 whatever the compute dtype: an edit is small, its
         rounding is not.
         """
-        kind = jnp.promote_types(x_BTI.dtype, jnp.float32)
-        h_BTR = jnp.matmul(x_BTI, self.a.astype(x_BTI.dtype), preferred_element_type=kind)
-        return (h_BTR @ self.b.astype(kind)).astype(x_BTI.dtype)
+        f32 = jnp.float32
+        h_BTR = jnp.matmul(x_BTI, self.a.astype(x_BTI.dtype), preferred_element_type=f32)
+        return (h_BTR @ self.b.astype(f32)).astype(x_BTI.dtype)
 
     def dense(self) -> Array:
         return self.a @ self.b
@@ -159,3 +159,12 @@ class Output:
     logits: Array  # [B, T|P, V] float32
     reads: dict[str, Array]  # site -> [L, B, T|P, dim]; "embed" without L
     cache: Cache | None
+
+
+def chain(value: Any) -> tuple:
+    """Several writes or deltas may share a name: always as a tuple."""
+    return tuple(value) if type(value) in (tuple, list) else (value,)
+
+
+def chains(named: Mapping[str, Any] | None) -> dict[str, tuple]:
+    return {name: chain(value) for name, value in (named or {}).items()}

@@ -1,150 +1,23 @@
-"""The algebra of weight changes: merge and undo, one per row of a batch, compose, approximate,
-identify.
+"""The algebra of weight changes: one per row of a batch, composed, scaled, approximated, checked.
 
 `Deltas` maps a matrix to its change, or to a tuple of changes that add up. A path with a "/"
 ("mlp/down") is a matrix of the blocks, whose arrays lead with n layers; "embed" and "head" have no
 such axis. Then comes B where every row of a batch has a change of its own. I, O: the matrix [I, O];
-R rank; L all layers.
+R rank; L all layers. `jaxedit.merge` puts them into weights.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
-from jax.sharding import NamedSharding
 
-from jaxedit.base import Array, Delta, Deltas, Dense, LowRank, Params
-from jaxedit.sharding import constrain, on_mesh_of
+from jaxedit.base import Array, Delta, Deltas, Dense, LowRank, chain
 
 matmul = partial(jnp.matmul, precision="highest")  # these products are small, their errors are not
-
-
-# Merge and undo
-
-
-class Kept(NamedTuple):
-    """Weights as they were: w [n, I, O] of the layers [n], or a whole leaf (layers None)."""
-
-    w: Array
-    layers: Array | None
-
-
-def apply(params: Params, deltas: Deltas) -> Params:
-    """New params with shared deltas merged: added in float32, rounded once to the weight's dtype.
-
-    Leaves that no delta touches are the input's own. Keep `original` (or the old params) to undo:
-    subtracting an edit from bfloat16 weights does not give them back.
-    """
-    deltas = single(deltas)
-    weights = _touched(params, deltas)
-    with on_mesh_of(params):
-        return _put(params, weights, _merge(weights, deltas))
-
-
-def original(params: Params, deltas: Deltas) -> dict[str, tuple[Kept, ...]]:
-    """The exact weights that `apply` would change, and no others; for `restore`."""
-    weights = _touched(params, deltas)
-    with on_mesh_of(params):
-        return {
-            path: tuple(Kept(_keep(w, d.layers), d.layers) for d in _chain(deltas[path]))
-            for path, w in weights.items()
-        }
-
-
-def restore(params: Params, kept: Mapping[str, tuple[Kept, ...]]) -> Params:
-    """Params with the kept weights back in their places, bit for bit; undo merges last to first."""
-    weights = _touched(params, kept)
-    with on_mesh_of(params):
-        return _put(params, weights, _unmerge(weights, dict(kept)))
-
-
-@jax.jit
-def _merge(weights: dict[str, Array], deltas: dict[str, Delta]) -> dict[str, Array]:
-    def plus(w_IO: Array, d: Delta) -> Array:
-        return (w_IO.astype(jnp.float32) + product(d)).astype(w_IO.dtype)
-
-    def one(path: str, w: Array, d: Delta) -> Array:
-        if "/" not in path:
-            return plus(w, d)
-
-        # layer by layer: the products of all layers at once would be a second copy of the weights
-        def step(w_LIO: Array, xs: tuple[Array, Delta]) -> tuple[Array, None]:
-            layer, d = xs
-            at = jnp.clip(layer, 0, len(w_LIO) - 1)
-            old_IO = jax.lax.dynamic_index_in_dim(w_LIO, at, keepdims=False)
-            new_IO = jnp.where(at == layer, plus(old_IO, d), old_IO)
-            return jax.lax.dynamic_update_index_in_dim(w_LIO, new_IO, at, 0), None
-
-        layers = jnp.arange(len(w)) if d.layers is None else d.layers
-        return jax.lax.scan(step, w, (layers, replace(d, layers=None)))[0]
-
-    return {path: one(path, w, deltas[path]) for path, w in weights.items()}
-
-
-@jax.jit
-def _keep(w: Array, layers: Array | None) -> Array:
-    return w if layers is None else w.at[layers].get(mode="clip")
-
-
-@jax.jit
-def _unmerge(weights: dict[str, Array], kept: dict[str, tuple[Kept, ...]]) -> dict[str, Array]:
-    def back(w: Array, k: Kept) -> Array:
-        return k.w if k.layers is None else w.at[_drop(k.layers, len(w))].set(k.w, mode="drop")
-
-    return {path: reduce(back, kept[path], w) for path, w in weights.items()}
-
-
-def _drop(layers: Array, num_layers: int) -> Array:
-    """Layer numbers with -1 (no layer) moved beyond the end, where a scatter drops it."""
-    return jnp.where(layers < 0, num_layers, layers)
-
-
-def product(d: Delta) -> Array:
-    """The change as a matrix, in float32: [..., I, O]."""
-    if isinstance(d, Dense):
-        return d.w.astype(jnp.float32)
-    return matmul(d.a.astype(jnp.float32), d.b.astype(jnp.float32))
-
-
-def leaf(path: str) -> str:
-    """Where the parameter tree keeps the matrix: "mlp/down" -> "blocks/mlp/down/w"."""
-    return f"blocks/{path}/w" if "/" in path else f"{path}/w"
-
-
-def _touched(params: Params, deltas: Mapping[str, Any]) -> dict[str, Array]:
-    """The weights that deltas (or kept weights) belong to, by path; refuses what does not fit."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    weights = {path: flat[leaf(path)] for path in deltas if leaf(path) in flat}
-    shapes = {path: w.shape for path, w in weights.items()}
-    depth = next((s[0] for path, s in shapes.items() if "/" in path), 0)
-    changes = {
-        k: tuple(Dense(d.w, d.layers) if isinstance(d, Kept) else d for d in _chain(v))
-        for k, v in deltas.items()
-    }
-    check(changes, {path: (s[-2], s[-1]) for path, s in shapes.items()}, depth)
-    for path, ds in changes.items():
-        if rows := [r for d in ds if (r := _rows(path, d)) is not None]:
-            raise ValueError(
-                f"delta {path!r} has one change per row ({rows[0]} rows) and a weight takes one; "
-                "choose it with delta.row(deltas, i)"
-            )
-    return weights
-
-
-def _put(params: Params, old: dict[str, Array], new: dict[str, Array]) -> Params:
-    """Params with new weights, laid out over devices as the old ones are."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    for path, w in new.items():
-        where = None if isinstance(w, jax.core.Tracer) else getattr(old[path], "sharding", None)
-        # (device_put onto a single device would also bind the weight to it)
-        flat[leaf(path)] = jax.device_put(w, where) if isinstance(where, NamedSharding) else w
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 # One per row of a batch
@@ -154,7 +27,7 @@ def row(deltas: Deltas, i: int | Array) -> dict[str, Any]:
     """Row i of per-row deltas, as shared ones; what all rows share stays as it is."""
 
     def one(path: str, d: Delta) -> Delta:
-        rows = _rows(path, d)
+        rows = count_rows(path, d)
         if rows is None:
             return d
         if not isinstance(i, jax.Array) and not -rows <= i < rows:
@@ -185,7 +58,7 @@ def _stack(path: str, ds: list[Delta | None]) -> Delta:
     have = {i: d for i, d in enumerate(ds) if d is not None}
     first = next(iter(have.values()))
     for d in have.values():
-        if _rows(path, d) is not None:
+        if count_rows(path, d) is not None:
             raise ValueError(f"delta {path!r} has one change per row already; stack shared deltas")
         if _size(d) != _size(first):
             raise ValueError(f"deltas {path!r} change {_size(first)} and {_size(d)}: two models")
@@ -222,9 +95,9 @@ def scatter(deltas: Deltas, num_layers: int) -> dict[str, Delta]:
     def one(path: str, d: Delta) -> Delta:
         if d.layers is None:
             return d
-        rows = _rows(path, d)
+        rows = count_rows(path, d)
         d = d if rows is None else _broadcast(path, d, rows)
-        at: Any = _drop(_numbers(d), num_layers)
+        at: Any = drop_missing(_numbers(d), num_layers)
         at = at if rows is None else (at, jnp.arange(rows))
         empty = lambda x: jnp.zeros((num_layers, *x.shape[1:]), x.dtype)
         return _over(lambda x: empty(x).at[at].set(x, mode="drop"), d, None)
@@ -247,13 +120,15 @@ def compose(x: Deltas, y: Deltas) -> dict[str, Delta]:
 
 def single(deltas: Deltas) -> dict[str, Delta]:
     """One change per matrix: tuples of them composed."""
-    return {path: reduce(partial(_add, path), _chain(v)) for path, v in deltas.items()}
+    return {path: reduce(partial(_add, path), chain(v)) for path, v in deltas.items()}
 
 
 def _add(path: str, x: Delta, y: Delta) -> Delta:
-    rows = {_rows(path, x), _rows(path, y)} - {None}
+    rows = {count_rows(path, x), count_rows(path, y)} - {None}
     if len(rows - {1}) > 1:
-        raise ValueError(f"deltas {path!r} have {_rows(path, x)} and {_rows(path, y)} rows")
+        raise ValueError(
+            f"deltas {path!r} have {count_rows(path, x)} and {count_rows(path, y)} rows"
+        )
     if rows:
         x, y = (_broadcast(path, d, max(r for r in rows if r)) for d in (x, y))
     layers = None
@@ -273,7 +148,7 @@ def _align(path: str, x: Delta, y: Delta) -> tuple[Delta, Delta, Array | None]:
     """Both on the union of their layers, [u] or [u, B], zero where one has none."""
     if any(isinstance(d.layers, jax.core.Tracer) for d in (x, y)):
         raise ValueError(f"the layers of deltas {path!r} are traced: compose them outside jit")
-    rows = _rows(path, x)
+    rows = count_rows(path, x)
     shared = rows is None
     tall = lambda n: np.broadcast_to(n.reshape(len(n), -1), (len(n), rows or 1))
     columns = [tall(np.asarray(_numbers(d))) for d in (x, y)]  # [n, B], B = 1 where shared
@@ -379,7 +254,7 @@ def check(deltas: Deltas, matrices: Mapping[str, tuple[int, int]], num_layers: i
         if path not in matrices:
             known = ", ".join(matrices) or "no such matrix"
             raise ValueError(f"delta {path!r}: the model has {known}")
-        for d in _chain(v):
+        for d in chain(v):
             if not isinstance(d, LowRank | Dense):
                 raise ValueError(f"delta {path!r} is a {type(d).__name__}, not LowRank or Dense")
             if wrong := _misfit(path, d, matrices[path]) or _mislaid(path, d, num_layers):
@@ -426,11 +301,6 @@ def _mislaid(path: str, d: Delta, num_layers: int) -> str:
     return ""
 
 
-def _chain(v: Any) -> tuple:
-    """A value of Deltas as a tuple."""
-    return tuple(v) if type(v) in (tuple, list) else (v,)
-
-
 def _each(one: Callable[[str, Any], Any], deltas: Deltas) -> dict[str, Any]:
     """`one(path, delta)` of every delta; tuples stay tuples."""
     many = lambda v: type(v) in (tuple, list)
@@ -456,7 +326,7 @@ def _numbers(d: Delta) -> Array:
     return jnp.arange(len(_parts(d)[0]), dtype=jnp.int32) if d.layers is None else d.layers
 
 
-def _rows(path: str, d: Delta) -> int | None:
+def count_rows(path: str, d: Delta) -> int | None:
     """B of a delta with one change per row; None where all rows share it."""
     lead = int("/" in path)
     sizes = [x.shape[lead] for x in _parts(d) if x.ndim == lead + 3]
@@ -476,66 +346,13 @@ def _broadcast(path: str, d: Delta, rows: int) -> Delta:
     return _over(lambda x: wide(x, lead + 3), d, layers)
 
 
-# Identity
+def drop_missing(layers: Array, num_layers: int) -> Array:
+    """Layer numbers with -1 (no layer) moved beyond the end, where a scatter drops it."""
+    return jnp.where(layers < 0, num_layers, layers)
 
 
-def checksum(params: Params) -> str:
-    """A name for the values of params, the same on any mesh, device and dtype that holds them.
-
-    64 bits per leaf, hashed where the weights lie: they never travel to the host.
-    """
-    flat = dict(sorted(traverse_util.flatten_dict(params, sep="/").items()))
-    with on_mesh_of(params):
-        hashes = np.asarray(_hash(tuple(flat.values())))
-    text = "".join(
-        f"{path} {list(x.shape)} {one:08x}{two:08x}\n"
-        for (path, x), (one, two) in zip(flat.items(), hashes.tolist(), strict=True)
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@jax.jit
-def _hash(leaves: tuple[Array, ...]) -> Array:
-    """[leaves, 2] uint32: sums, in any order, of every value's bits mixed with its position's."""
-
-    def matrix(x: Array, start: Array) -> Array:
-        bits = _bits(x)
-        return jnp.stack([_mix(bits ^ _place(x.shape, s) ^ start[s]).sum() for s in (0, 1)])
-
-    def one(x: Array) -> Array:
-        if x.ndim < 3:
-            return matrix(x, jnp.zeros(2, jnp.uint32))
-        # layer by layer: not every backend fuses the mixing into the sum
-        starts = jnp.stack([_table(len(x), x.ndim, s) for s in (0, 1)], 1)
-        return jax.lax.map(lambda layer: matrix(*layer), (x, starts)).sum(0)
-
-    return constrain(jnp.stack([one(x) for x in leaves]), None, None)
-
-
-def _place(shape: tuple[int, ...], seed: int) -> Array:
-    """A random-looking number per position: the xor of one table per axis (tabulation hashing)."""
-    out = jnp.zeros((), jnp.uint32)
-    for axis, n in enumerate(shape):
-        out = out ^ _table(n, axis, seed).reshape(n, *[1] * (len(shape) - axis - 1))
-    return out
-
-
-def _table(n: int, axis: int, seed: int) -> Array:
-    start = (2 * axis + seed + 1) * 0x9E3779B9 % 2**32
-    return _mix(_mix(jnp.arange(n, dtype=jnp.uint32)) + jnp.uint32(start))
-
-
-def _mix(h: Array) -> Array:
-    """MurmurHash3's finalizer: a bijection of uint32, so that one changed bit always shows."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        h = (h ^ (h >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return h ^ (h >> jnp.uint32(16))
-
-
-def _bits(x: Array) -> Array:
-    """The bits of the value as float32."""
-    if x.dtype == jnp.bfloat16:  # by integers: a device may flush what is subnormal
-        return jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << jnp.uint32(16)
-    if x.dtype not in (jnp.float32, jnp.float16):
-        raise ValueError(f"weights in {x.dtype}; a checksum is of float32, bfloat16 or float16")
-    return jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+def product(d: Delta) -> Array:
+    """The change as a matrix, in float32: [..., I, O]."""
+    if isinstance(d, Dense):
+        return d.w.astype(jnp.float32)
+    return matmul(d.a.astype(jnp.float32), d.b.astype(jnp.float32))

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxedit
-from jaxedit import LowRank, ModelConfig, Write, delta
-from jaxedit.base import Array, Params
+from jaxedit import LowRank, ModelConfig, Write, merge
+from jaxedit.base import Array, Deltas, Params
+from jaxedit.checksum import checksum
 from jaxedit.models.shapes import SHAPES
 from jaxedit.models.specs import count, flatten, nest
 
@@ -81,8 +82,8 @@ def show_edit(params: Params, cfg: ModelConfig, tokens: Array) -> None:
     for name, (p, d) in weights.items():
         says, others = predict(p, cfg, tokens, d), predict(p, cfg, other, d)
         print(f"{name:<14} says {int(says[0]):>3}    on another prompt {int(others[0]):>3}")
-    kept = delta.original(params, edit.deltas)
-    same = delta.checksum(delta.restore(edited, kept)) == delta.checksum(params)
+    kept = merge.original(params, edit.deltas)
+    same = checksum(merge.restore(edited, kept)) == checksum(params)
     size = 4 * (a.size + b.size)
     print(f"the edit is {size} bytes; undone, every bit of the weights is back: {same}")
 
@@ -106,7 +107,7 @@ def find_value(params: Params, cfg: ModelConfig, tokens: Array, at: Array) -> tu
     return value, keys[LAYER, 0, 0]
 
 
-def predict(params: Params, cfg: ModelConfig, tokens: Array, deltas: dict | None = None) -> Array:
+def predict(params: Params, cfg: ModelConfig, tokens: Array, deltas: Deltas | None = None) -> Array:
     return jaxedit.forward(params, tokens, cfg, deltas=deltas).logits[:, -1].argmax(-1)
 
 

@@ -72,7 +72,7 @@ class Tensor(NamedTuple):
         return out
 
     def _fill(self, fd: int, out: np.ndarray, offset: int) -> None:
-        view = memoryview(out.reshape(-1).view(np.uint8))
+        view = out.reshape(-1).view(np.uint8).data
         while view:
             n = os.preadv(fd, [view], offset)
             if n == 0:
@@ -166,7 +166,7 @@ def write(
                     raise ValueError(
                         f"{e.name}: {x.dtype}{x.shape} to be written as {e.dtype}{e.shape}"
                     )
-                f.write(memoryview(x.reshape(-1).view(np.uint8)))
+                f.write(x.reshape(-1).view(np.uint8).data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, file)

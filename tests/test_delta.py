@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxedit import delta
+from jaxedit import delta, merge
 from jaxedit.base import Dense, LowRank
+from jaxedit.checksum import checksum
 from jaxedit.models import specs
 from jaxedit.models.config import ModelConfig, Rope
 from jaxedit.models.sites import matrices
@@ -97,13 +98,13 @@ def test_merged_equals_live_for_every_matrix(cfg, layers, form):
     for seed, path in enumerate(paths):  # the others are zero: one program for all
         ds = none | {path: form(seed, cfg, path, at(path))}
         live = logits(params, cfg, ds)
-        close(logits(delta.apply(params, ds), cfg), live)
+        close(logits(merge.apply(params, ds), cfg), live)
         assert np.abs(live - base).max() > 1e-3, path
 
 
 def test_merge_touches_only_what_it_changes():
     params = model(LLAMA, "bfloat16")
-    new = delta.apply(params, {"mlp/down": low_rank(1, LLAMA, "mlp/down", [1])})
+    new = merge.apply(params, {"mlp/down": low_rank(1, LLAMA, "mlp/down", [1])})
     before, after = specs.flatten(params), specs.flatten(new)
     for path, x in before.items():
         assert path == "blocks/mlp/down/w" or after[path] is x
@@ -117,7 +118,7 @@ def test_merge_rounds_once():
     d = compose_many([low_rank(s, LLAMA, "mlp/up", [1], size=0.01) for s in range(5)])
     w = params["blocks"]["mlp"]["up"]["w"][1].astype(jnp.float32)
     want = (w + delta.product(d)[0]).astype(jnp.bfloat16)
-    new = delta.apply(params, {"mlp/up": d})["blocks"]["mlp"]["up"]["w"][1]
+    new = merge.apply(params, {"mlp/up": d})["blocks"]["mlp"]["up"]["w"][1]
     assert (new != want).mean() < 0.01  # a tie of the float32 sum may fall either way
 
 
@@ -128,17 +129,17 @@ def compose_many(ds):
 def test_merge_under_jit_and_on_a_mesh():
     params = model(LLAMA)
     ds = {"mlp/down": low_rank(1, LLAMA, "mlp/down", [3, 1]), "head": low_rank(2, LLAMA, "head")}
-    want = delta.apply(params, ds)
-    traced = jax.jit(delta.apply)(params, ds)
+    want = merge.apply(params, ds)
+    traced = jax.jit(merge.apply)(params, ds)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     sharded = model(LLAMA, mesh=mesh)
-    split = delta.apply(sharded, ds)
+    split = merge.apply(sharded, ds)
     for x, y, z, w in zip(*map(jax.tree.leaves, (want, traced, split, sharded)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(x, z, rtol=1e-5, atol=1e-6)
         assert z.sharding == w.sharding
-    kept = delta.original(sharded, ds)
-    same_bits(delta.restore(split, kept), params)
+    kept = merge.original(sharded, ds)
+    same_bits(merge.restore(split, kept), params)
 
 
 # One per row
@@ -165,20 +166,20 @@ def test_stacked_rows_equal_separately_merged_models(cfg):
     together = logits(params, cfg, rows, tokens)
     spread = logits(params, cfg, delta.scatter(rows, cfg.layers), tokens)
     for i, edit in enumerate(edits):
-        alone = logits(delta.apply(params, edit), cfg, tokens=tokens[i : i + 1])[0]
+        alone = logits(merge.apply(params, edit), cfg, tokens=tokens[i : i + 1])[0]
         close(together[i], alone)
         close(spread[i], alone)
         close(logits(params, cfg, delta.row(rows, i), tokens[i : i + 1])[0], alone)
-        again = delta.apply(params, delta.row(rows, jnp.int32(i)))
+        again = merge.apply(params, delta.row(rows, jnp.int32(i)))
         close(logits(again, cfg, tokens=tokens[i : i + 1])[0], alone)
 
 
 def test_rows_are_refused_where_one_change_is_needed():
     rows = delta.stack(assorted(LLAMA))
     with pytest.raises(ValueError, match=r"delta\.row"):
-        delta.apply(model(LLAMA), rows)
+        merge.apply(model(LLAMA), rows)
     with pytest.raises(ValueError, match=r"delta\.row"):
-        delta.original(model(LLAMA), rows)
+        merge.original(model(LLAMA), rows)
     with pytest.raises(ValueError, match="stack shared deltas"):
         delta.stack([rows, rows])
     with pytest.raises(ValueError, match="row 5"):
@@ -227,7 +228,7 @@ def test_compose_equals_one_after_the_other(cfg):
         "embed": low_rank(6, cfg, "embed"),
         "attn/k": full(7, cfg, "attn/k", [2, 0]),
     }
-    want = logits(delta.apply(delta.apply(params, x), y), cfg)
+    want = logits(merge.apply(merge.apply(params, x), y), cfg)
     both = delta.compose(x, y)
     np.testing.assert_array_equal(both["mlp/down"].layers, [0, 1, 2])
     assert both["mlp/down"].a.shape[-1] == 4
@@ -235,9 +236,9 @@ def test_compose_equals_one_after_the_other(cfg):
     assert isinstance(both["attn/k"], Dense)
     delta.check(both, matrices(cfg), cfg.layers)
     close(logits(params, cfg, both), want)
-    close(logits(delta.apply(params, both), cfg), want)
+    close(logits(merge.apply(params, both), cfg), want)
     tuples = {path: (x[path], y[path]) for path in x}
-    close(logits(delta.apply(params, tuples), cfg), want)
+    close(logits(merge.apply(params, tuples), cfg), want)
     close(logits(params, cfg, delta.compose(both, delta.negate(y))), logits(params, cfg, x))
 
 
@@ -250,11 +251,11 @@ def test_compose_of_rows():
     delta.check(both, matrices(LLAMA), LLAMA.layers)
     for i in (1, 3):
         parts = [assorted(LLAMA)[i], assorted(LLAMA)[4 - i], shared]
-        want = logits(reduce(delta.apply, parts, params), LLAMA)
+        want = logits(reduce(merge.apply, parts, params), LLAMA)
         close(logits(params, LLAMA, delta.row(both, i)), want)
     tokens = jnp.tile(TOKENS[:1], (5, 1))
     parts = [assorted(LLAMA)[1], assorted(LLAMA)[3], shared]
-    want = logits(reduce(delta.apply, parts, params), LLAMA, tokens=tokens)
+    want = logits(reduce(merge.apply, parts, params), LLAMA, tokens=tokens)
     close(logits(params, LLAMA, both, tokens)[1], want[1])
 
 
@@ -325,7 +326,7 @@ def test_norm_equals_that_of_the_matrix(ord, numpy_ord):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_undo_is_exact_after_fifty_merges(dtype):
     params = start = model(LLAMA, dtype)
-    name = delta.checksum(start)
+    name = checksum(start)
     rng = np.random.default_rng(0)
     forms = [("mlp/down", low_rank), ("attn/k", full), ("embed", low_rank)]
     history = []
@@ -334,20 +335,20 @@ def test_undo_is_exact_after_fifty_merges(dtype):
         layers = rng.choice(4, 2, replace=False) if "/" in path else None
         history.append({path: form(seed, LLAMA, path, layers)})
     everything = reduce(delta.compose, history)
-    kept, undo = delta.original(params, everything), []
+    kept, undo = merge.original(params, everything), []
     for d in history:
-        undo.append(delta.original(params, d))
-        params = delta.apply(params, d)
-    assert delta.checksum(params) != name
-    same_bits(delta.restore(params, kept), start)
+        undo.append(merge.original(params, d))
+        params = merge.apply(params, d)
+    assert checksum(params) != name
+    same_bits(merge.restore(params, kept), start)
     for back in undo[::-1]:
-        params = delta.restore(params, back)
+        params = merge.restore(params, back)
     same_bits(params, start)
-    assert delta.checksum(params) == name
+    assert checksum(params) == name
 
 
 def test_original_keeps_only_the_touched_layers():
-    (kept,) = delta.original(model(LLAMA), {"mlp/down": low_rank(1, LLAMA, "mlp/down", [2])})[
+    (kept,) = merge.original(model(LLAMA), {"mlp/down": low_rank(1, LLAMA, "mlp/down", [2])})[
         "mlp/down"
     ]
     assert kept.w.shape == (1, 24, 16)
@@ -378,45 +379,45 @@ def test_checksum_sees_every_change():
         {"blocks/attn/k/w": v, "blocks/attn/v/w": k},
         {"blocks/mlp/down/w": w.reshape(4, 16, 24)},
     ]
-    names = {delta.checksum(specs.nest(flat | c)) for c in [{}, *changes]}
+    names = {checksum(specs.nest(flat | c)) for c in [{}, *changes]}
     assert len(names) == len(changes) + 1
-    assert delta.checksum(model(LLAMA)) == delta.checksum(params)
+    assert checksum(model(LLAMA)) == checksum(params)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_checksum_is_of_values_not_of_what_holds_them(dtype):
     params = model(GPT2, dtype)
     held = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    assert delta.checksum(params) == delta.checksum(held)
-    assert delta.checksum(params) != delta.checksum(model(GPT2))
-    assert delta.checksum(jax.tree.map(np.asarray, params)) == delta.checksum(params)
+    assert checksum(params) == checksum(held)
+    assert checksum(params) != checksum(model(GPT2))
+    assert checksum(jax.tree.map(np.asarray, params)) == checksum(params)
 
 
 def test_checksum_is_the_same_on_every_mesh():
     params = model(LLAMA)
-    want = delta.checksum(params)
+    want = checksum(params)
     for sizes in [(4, 1, 1), (2, 2, 2), (1, 8, 1)]:
         where = specs.nest(specs.shardings(LLAMA, make_mesh(*sizes)))
-        assert delta.checksum(jax.device_put(params, where)) == want, sizes
+        assert checksum(jax.device_put(params, where)) == want, sizes
 
 
 def test_checksum_refuses_other_dtypes():
     with pytest.raises(ValueError, match="int32"):
-        delta.checksum({"x": jnp.arange(3)})
+        checksum({"x": jnp.arange(3)})
 
 
 def test_small_floats_count_in_the_checksum():
     tiny = lambda bits: {
         "x": jax.lax.bitcast_convert_type(jnp.array(bits, jnp.uint32), jnp.float32)
     }
-    assert delta.checksum(tiny([1, 2])) != delta.checksum(tiny([1, 3]))  # subnormals
+    assert checksum(tiny([1, 2])) != checksum(tiny([1, 3]))  # subnormals
 
 
 # What does not fit
 
 
 def test_a_merge_binds_nothing_to_a_device():
-    params = delta.apply(model(LLAMA), {"mlp/down": low_rank(1, LLAMA, "mlp/down", [1])})
+    params = merge.apply(model(LLAMA), {"mlp/down": low_rank(1, LLAMA, "mlp/down", [1])})
     assert not any(x.committed for x in jax.tree.leaves(params))
 
 
@@ -444,5 +445,5 @@ def test_misfits_are_named():
         with pytest.raises(ValueError, match=told):
             delta.check(deltas, matrices(LLAMA), LLAMA.layers)
         with pytest.raises(ValueError, match=told if "dwon" not in told else "mlp"):
-            delta.apply(params, deltas)
+            merge.apply(params, deltas)
     delta.check({"mlp/down": LowRank(a, b, jnp.array([-1]))}, matrices(LLAMA), LLAMA.layers)

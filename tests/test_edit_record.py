@@ -11,6 +11,7 @@ from flax import struct
 
 from jaxedit import delta, tensorfile
 from jaxedit.base import Dense, LowRank, Write
+from jaxedit.checksum import checksum
 from jaxedit.edit import Edit
 from jaxedit.edit.record import KINDS, origin, register
 from jaxedit.models import specs
@@ -110,7 +111,7 @@ def test_merge_equals_live(tmp_path):
     live = forward(m.params, TOKENS, CFG, deltas=edit.deltas).logits
     np.testing.assert_allclose(forward(merged.params, TOKENS, CFG).logits, live, atol=1e-4)
     assert merged.cfg is m.cfg
-    assert delta.checksum(m.params) == edit.provenance["base"]["checksum"]
+    assert checksum(m.params) == edit.provenance["base"]["checksum"]
 
 
 def test_another_base_is_refused_and_can_be_forced():
@@ -120,7 +121,7 @@ def test_another_base_is_refused_and_can_be_forced():
         edit.merge(other)
     told = str(error.value)
     assert "\n" not in told
-    for name in (delta.checksum(m.params)[:12], delta.checksum(other.params)[:12], "llama"):
+    for name in (checksum(m.params)[:12], checksum(other.params)[:12], "llama"):
         assert name in told
     edit.merge(other, force=True)
     Edit(deltas=deltas()).merge(other)  # without provenance only the shapes speak

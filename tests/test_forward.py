@@ -238,9 +238,17 @@ def test_a_prefilled_cache_goes_on_where_it_stopped(model):
 
 def test_bfloat16_is_close_and_logits_are_float32(model):
     params, cfg = model
-    exact = forward(params, TOKENS, cfg).logits
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    out = forward(half, TOKENS, cfg.replace(dtype="bfloat16"), reads={"resid_post": None})
+    delta = LowRank(jnp.ones((1, cfg.mlp, 1)), jnp.ones((1, 1, cfg.embed)), jnp.array([1]))
+    mask, value = jnp.ones((1, 1, 1), bool), jnp.ones((1, 1, 1, cfg.embed))
+    changes = {
+        "deltas": {"mlp/down": delta.replace(b=0.1 * delta.b)},
+        "writes": {"mlp_out": Write(mask, value, jnp.array([2]), add=True)},
+    }
+    exact = forward(params, TOKENS, cfg, **changes).logits
+    out = forward(
+        half, TOKENS, cfg.replace(dtype="bfloat16"), reads={"resid_post": None}, **changes
+    )
     assert out.logits.dtype == jnp.float32
     assert out.reads["resid_post"].dtype == jnp.bfloat16
     assert jnp.abs(out.logits - exact).max() < 0.1 * jnp.abs(exact).max()

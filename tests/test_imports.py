@@ -12,6 +12,8 @@ ORDER = [
     "sharding",
     "tensorfile",
     "delta",
+    "merge",
+    "checksum",
     "checkpoint",
     "settings",
     "cli",

@@ -11,8 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxedit import delta, tensorfile
+from jaxedit import delta, merge, tensorfile
 from jaxedit.base import Deltas, Dense, LowRank, Write, Writes
+from jaxedit.checksum import checksum
 from jaxedit.hf import peft
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import check_names, matrices, sites
@@ -105,7 +106,7 @@ class Edit:
         base = self.provenance.get("base") or {}
         if force or not base.get("checksum"):
             return
-        if base["checksum"] != (have := delta.checksum(model.params)):
+        if base["checksum"] != (have := checksum(model.params)):
             raise ValueError(
                 f"the edit was made on a {base.get('family', 'model')} with checksum "
                 f"{base['checksum'][:12]}, this is a {cfg.family} with {have[:12]}; load the base "
@@ -120,7 +121,7 @@ class Edit:
                     f"an edit with {name} cannot be merged into weights; pass it to each forward"
                 )
         self.check(model, force=force)
-        return model._replace(params=delta.apply(model.params, self.deltas))
+        return model._replace(params=merge.apply(model.params, self.deltas))
 
     def to_peft(
         self, folder: str | os.PathLike, model: Model | ModelConfig, base_name: str | None = None
@@ -138,7 +139,7 @@ def origin(model: Model, *, method: str, **more: Any) -> dict[str, Any]:
     dataclasses.
     """
     versions = {name: importlib.metadata.version(name) for name in ("jaxedit", "jax")}
-    base = {"checksum": delta.checksum(model.params), "family": model.cfg.family}
+    base = {"checksum": checksum(model.params), "family": model.cfg.family}
     return {"method": method, "base": base, "versions": versions} | {
         k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
         for k, v in more.items()

@@ -52,18 +52,12 @@ def export(
     for key in module_keys(cfg):
         paths = [to_path(ours) for ours in key.ours]
         touched = {i for path in paths for i in layered.get(path, {})}
-        if touched and key.by_head and len(paths) > 1:
-            raise ValueError(
-                f"delta {next(p for p in paths if p in deltas)!r} of {cfg.family} is not exported: "
-                f"{key.hf.split('.')[-2]} interleaves {', '.join(paths)} head by head; merge the "
-                "edit and save the model instead"
-            )
         for i in sorted(touched):
             parts = [layered.get(path, {}).get(i) for path in paths]
             widths = [matrices(cfg)[path][1] for path in paths]
             # GPT-NeoX's files say embed_out, its module is an lm_head since transformers 5
             hf = "lm_head" if paths == ["head"] else key.hf.removesuffix(".weight")
-            modules[hf.format(i)] = fuse(parts, widths)
+            modules[hf.format(i)] = fuse(parts, widths, key, cfg)
             conv |= not key.out_in
     if not modules:
         raise ValueError("the deltas change nothing, so there is no adapter to write")
@@ -131,12 +125,15 @@ def trim(a: np.ndarray, b: np.ndarray) -> Factors:
     return Factors(a[:, used], b[used])
 
 
-def fuse(parts: list[Factors | None], widths: list[int]) -> Factors:
-    """One module of matrices that lie side by side: each part's b is zero outside its columns."""
+def fuse(parts: list[Factors | None], widths: list[int], key: Key, cfg: ModelConfig) -> Factors:
+    """One module of several matrices: each part's b is zero outside its columns; see `split`."""
     pad = lambda b, j: np.pad(b, ((0, 0), (sum(widths[:j]), sum(widths[j + 1 :]))))
     have = [(j, f) for j, f in enumerate(parts) if f is not None]
     a = np.concatenate([f.a for _, f in have], 1)
-    return Factors(a, np.concatenate([pad(f.b, j) for j, f in have], 0))
+    b = np.concatenate([pad(f.b, j) for j, f in have], 0)
+    if key.by_head and len(widths) > 1:  # GPT-NeoX: q, k and v of head 0, then of head 1, …
+        b = b.reshape(len(b), len(widths), -1, cfg.head_dim).swapaxes(1, 2).reshape(len(b), -1)
+    return Factors(a, b)
 
 
 def read(folder: str | os.PathLike, cfg: ModelConfig) -> dict[str, LowRank]:

@@ -91,8 +91,11 @@ class ModelConfig:
         names = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(data) - names):
             raise ValueError(f"not a model config: it has {unknown[0]!r}, which no config has")
-        freeze = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
-        fields: dict[str, Any] = freeze(data)
+
+        def freeze(d: dict[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}
+
+        fields = freeze(data)
         fields["ropes"] = tuple(Rope(**freeze(rope)) for rope in data["ropes"])
         return cls(**fields)
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxedit.base import Array, Deltas, Params, Writes
+from jaxedit.base import Array, Deltas, Params, Writes, chains
 from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.sites import chain, check_names, matrices, sites
+from jaxedit.models.sites import check_names, matrices, sites
 from jaxedit.models.transformer import _forward, check_shapes, init_cache
 from jaxedit.sharding import constrain, on_mesh_of
 
@@ -65,8 +65,8 @@ def decode(
             sampling,
             key,
             stop_ids,
-            chain(writes),
-            chain(deltas),
+            chains(writes),
+            chains(deltas),
         )
 
 

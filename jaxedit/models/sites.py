@@ -78,10 +78,3 @@ def tap(
             x_BTD if pos_BP is None else jnp.take_along_axis(x_BTD, pos_BP[..., None], axis=1)
         )
     return x_BTD
-
-
-def chain(named: Mapping[str, Any] | None) -> dict[str, tuple]:
-    """Every value as a tuple: several writes or deltas may share a name."""
-    # a NamedTuple is a value of its own, not a chain of values
-    plain = lambda v: type(v) in (tuple, list)
-    return {k: tuple(v) if plain(v) else (v,) for k, v in (named or {}).items()}

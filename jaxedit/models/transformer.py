@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxedit.base import Array, Cache, Deltas, Output, Params, Reads, Writes
+from jaxedit.base import Array, Cache, Deltas, Output, Params, Reads, Writes, chains
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.layers import attention, mlp, norm, rotations
-from jaxedit.models.sites import chain, check_names, matrices, sites, tap
+from jaxedit.models.sites import check_names, matrices, sites, tap
 from jaxedit.models.specs import pin
 from jaxedit.models.vocabulary import embed, unembed
 from jaxedit.sharding import constrain, on_mesh_of
@@ -59,8 +59,8 @@ def forward(
             pos_BT,
             cache,
             dict(reads or {}),
-            chain(writes),
-            chain(deltas),
+            chains(writes),
+            chains(deltas),
             logits_at,
             remat,
         )
@@ -104,8 +104,8 @@ def _forward(
         pos_BT = pos_BT if cache is None else pos_BT + cache.pos.max(1, keepdims=True) + 1
     params = pin(params, cfg)
     first: dict[str, Array] = {}
-    x_BTD = embed(params, tokens_BT, cfg, pos_BT=pos_BT, deltas=deltas)
-    x_BTD = constrain(tap("embed", x_BTD, reads, writes, first), *RESIDUAL)
+    x_BTD = constrain(embed(params, tokens_BT, cfg, pos_BT=pos_BT, deltas=deltas), *RESIDUAL)
+    x_BTD = tap("embed", x_BTD, reads, writes, first)
     inner = lambda named: {k: v for k, v in named.items() if k not in ("embed", "head")}
     x_BTD, seen, cache = run_blocks(
         params,
@@ -143,7 +143,7 @@ def run_blocks(
     stop = cfg.layers if stop is None else stop
     if not 0 <= start <= stop <= cfg.layers:
         raise ValueError(f"layers [{start}, {stop}) of a model with {cfg.layers}")
-    reads, writes, deltas = dict(reads or {}), chain(writes), chain(deltas)
+    reads, writes, deltas = dict(reads or {}), chains(writes), chains(deltas)
     slot, pos_BS = jnp.int32(0), pos_BT
     if cache is not None:
         slot = cache.end
@@ -162,7 +162,7 @@ def run_blocks(
     # runs all layers.)
     xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked)
 
-    def step(carry: tuple, xs: tuple) -> tuple:
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, Array]]:
         x_BTD, kv = carry
         i, p, w, d = xs
         if p is None:
@@ -184,7 +184,7 @@ def run_blocks(
             k, v = (jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False) for c in kv)
             return k, v
 
-        seen: dict[str, Array] = {}
+        found: dict[str, Array] = {}
         x_BTD = block(
             p,
             x_BTD,
@@ -194,18 +194,18 @@ def run_blocks(
             pos_BS=pos_BS,
             window=None if window_L is None else window_L[i],
             sincos=None if sincos is None else sincos[0 if kind_L is None else kind_L[i]],
-            tap=partial(tap, reads=reads, writes=join(w, writes, i), seen=seen),
+            tap=partial(tap, reads=reads, writes=join(w, writes, i), seen=found),
             deltas=join(d, deltas, i),
         )
-        return (x_BTD, kv), seen
+        return (x_BTD, kv), found
 
     if remat:
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     first = None if cache is None else (cache.k, cache.v)
-    (x_BTD, kv), reads_L = jax.lax.scan(step, (x_BTD, first), xs)
-    if cache is not None:
-        cache = Cache(kv[0], kv[1], pos=pos_BS, end=cache.end + pos_BT.shape[1])
-    return x_BTD, reads_L, cache
+    (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, first), xs)
+    if cache is not None and kv is not None:
+        cache = Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
+    return x_BTD, seen, cache
 
 
 def split(named: dict[str, tuple]) -> dict[str, tuple]:

@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxedit.base import Array, Deltas, Params
+from jaxedit.base import Array, Deltas, Params, chains
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.layers import norm, softcap
-from jaxedit.models.sites import chain
 from jaxedit.sharding import constrain
 
 
@@ -24,7 +23,7 @@ def embed(
     cfg.dtype.
     """
     x_BTD = rows(params["embed"]["w"], tokens_BT).astype(cfg.dtype)
-    for delta in chain(deltas).get("embed", ()):
+    for delta in chains(deltas).get("embed", ()):
         x_BTD = x_BTD + lookup(delta, tokens_BT).astype(cfg.dtype)
     if cfg.embed_scale != 1:
         x_BTD = x_BTD * jnp.asarray(cfg.embed_scale, cfg.dtype)
@@ -75,7 +74,7 @@ def unembed(
         )
         if "b" in params["head"]:
             logits_BTV = logits_BTV + params["head"]["b"].astype(f32)
-    changes = chain(deltas)
+    changes = chains(deltas)
     if cfg.tied:  # the table is the head: its change is a change of both
         for delta in changes.get("embed", ()):
             logits_BTV = logits_BTV + flip(delta)(x_BTD).astype(f32)

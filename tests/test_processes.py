@@ -1,0 +1,139 @@
+"""Two processes of this machine as one job, as on the hosts of a pod: each has its part of it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from families import scaled_error, write_model
+from two_processes import POS, STEPS, TOKENS, loss
+
+import jaxedit
+from jaxedit.hf.save import save
+from jaxedit.models.generate import decode
+from jaxedit.models.specs import flatten
+
+HERE = Path(__file__).parent
+SECONDS = 120  # a process that waits for the other one would wait for ever
+
+
+def run_both(folder: Path, *command: str, **env: str) -> list[str]:
+    """Runs a command as a job of two processes with two devices each; what each of them printed."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    env = (
+        os.environ
+        | env
+        | {
+            "XLA_FLAGS": flags,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+            "JAX_COMPILATION_CACHE_DIR": str(HERE.parent / ".jax_cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "JAXEDIT_COORDINATOR": f"127.0.0.1:{port}",
+            "JAXEDIT_NUM_PROCESSES": "2",
+        }
+    )
+    logs = [folder / f"log{i}" for i in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=env | {"JAXEDIT_PROCESS_ID": str(i)},
+            cwd=HERE.parent,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for i, log in enumerate(logs)
+    ]
+    end = time.monotonic() + SECONDS
+    while any(p.poll() is None for p in both) and time.monotonic() < end:
+        if any(p.returncode for p in both):  # the other one would only wait for it
+            end = min(end, time.monotonic() + 5)
+        time.sleep(0.1)
+    codes = [p.poll() for p in both]
+    for p in both:
+        p.kill()
+        p.wait()
+    # Gloo, which joins CPUs, tells about every connection
+    said = [[t for t in log.read_text().splitlines() if "Gloo" not in t] for log in logs]
+    text = ["\n".join(lines) for lines in said]
+    assert codes == [0, 0], f"exit codes {codes}, None is still running\n" + "\n-----\n".join(text)
+    return text
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A model in several files, and the model."""
+    folder = tmp_path_factory.mktemp("source")
+    model = jaxedit.load(write_model("llama", folder / "one"))
+    save(model, folder / "many", max_shard=20_000)
+    assert len(list((folder / "many").glob("*.safetensors"))) > 3
+    return folder / "many", model
+
+
+def equal(got, want) -> None:
+    assert got.cfg == want.cfg
+    assert got.params["embed"]["w"].dtype == want.params["embed"]["w"].dtype
+    jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+
+
+def test_two_processes_load_run_and_save_one_model(source, tmp_path):
+    folder, model = source
+    run_both(tmp_path, str(HERE / "two_processes.py"), str(folder), str(tmp_path))
+    facts = [json.loads((tmp_path / f"facts{i}.json").read_text()) for i in range(2)]
+    flat = flatten(model.params)
+
+    # each reads its half of every matrix, and holds nothing of the other's
+    whole = sum(x.nbytes for x in flat.values())
+    vectors = sum(x.nbytes for k, x in flat.items() if "norm" in k)
+    for fact in facts:
+        assert fact["devices"] == [2, 4]
+        assert fact["read"] == (whole - vectors) / 2 + vectors
+    for path in flat:
+        mine, other = (set(fact["blocks"][path]) for fact in facts)
+        assert ("norm" in path and mine == other) or not mine & other, path
+    assert facts[0]["rows"] == ["slice(0, 2, None)"]
+    assert facts[1]["rows"] == ["slice(2, 4, None)"]
+
+    # one process computes the same
+    grad, logits = jax.grad(loss, has_aux=True)(model.params, TOKENS, model.cfg)
+    generated = decode(model.params, TOKENS, POS, model.cfg, steps=STEPS)
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_array_equal(found["decoded"], generated.tokens_BN)
+        for name, want in (flatten(grad) | {"logits": logits}).items():
+            assert scaled_error(found[name], want) <= 1e-5, name
+
+    # and reads what the two have saved
+    for fact in facts:
+        assert fact["restored"]
+        assert "not empty" in fact["refused"]
+        assert not fact["left"]
+    for name in ("orbax", "hf", "alone"):
+        equal(jaxedit.load(tmp_path / name), model)
+
+
+def test_the_command_line_as_a_job_of_two_processes(source, tmp_path):
+    folder, model = source
+    command = ("-m", "jaxedit.hf", "import", str(folder), str(tmp_path / "orbax"), "--fsdp", "-1")
+    first, second = run_both(tmp_path, *command, JAXEDIT_DISTRIBUTED="1")
+    assert "read" in first
+    assert "wrote" in first
+    assert not second
+    equal(jaxedit.load(tmp_path / "orbax"), model)
+
+    command = ("-m", "jaxedit.hf", "export", str(tmp_path / "orbax"), str(tmp_path / "hf"))
+    first, second = run_both(
+        tmp_path, *command, "--tensor", "2", "--fsdp", "2", JAXEDIT_DISTRIBUTED="1"
+    )
+    assert "wrote" in first
+    assert not second
+    equal(jaxedit.load(tmp_path / "hf"), model)
