@@ -28,6 +28,7 @@ ORDER = [
     "models.generate",
     "hf.config",
     "hf.families",
+    "hf.weights",
     "hf.load",
     "hf.save",
     "hf.peft",

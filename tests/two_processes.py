@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxedit
 from jaxedit import cli
@@ -30,8 +30,10 @@ def loss(params, tokens, cfg):
     return -jnp.take_along_axis(logp, tokens[:, 1:, None], -1).mean(), out.logits
 
 
-def gather(tree):
-    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+def gather(tree, mesh):
+    """Every number of a tree, on every process."""
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(np.asarray, whole)
 
 
 def refused(model, folder) -> str:
@@ -66,7 +68,7 @@ def main(source: Path, out: Path) -> None:
     grad, logits = jax.grad(loss, has_aux=True)(model.params, TOKENS, model.cfg)
     facts["rows"] = sorted({str(s.index[0]) for s in logits.addressable_shards})
     generated = decode(model.params, jnp.asarray(TOKENS), POS, model.cfg, steps=STEPS)
-    found = flatten(gather(grad)) | {"logits": gather(logits)}
+    found = gather(flatten(grad) | {"logits": logits}, model.mesh)
     found["decoded"] = np.asarray(generated.tokens_BN)
     if me == 0:
         np.savez(out / "found.npz", **found)

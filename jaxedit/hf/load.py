@@ -3,30 +3,26 @@ the files.
 """
 
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxedit import checkpoint
-from jaxedit.hf.families import FAMILIES, Key, family_keys
+from jaxedit.hf.families import FAMILIES, family_keys
+from jaxedit.hf.weights import FLOATS, read_params, stored_shape
 from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.specs import abstract, nest, shardings, specs
+from jaxedit.models.specs import abstract, specs
 from jaxedit.progress import Progress, quiet
 from jaxedit.tensorfile import Tensor, read_header
 
 FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # what is fetched from a hub
-FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
 
 
 CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's mark
@@ -221,105 +217,6 @@ def match(found: Mapping[str, Tensor], cfg: ModelConfig, folder: Path) -> dict[s
             + (f" (and {len(extra) - 1} more)" if len(extra) > 1 else "")
         )
     return out
-
-
-def stored_shape(key: Key, ours: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a file's tensor, from those of the weights that it holds, layer axis and all."""
-    parts = [shape[1:] if "{}" in key.hf else shape for shape in ours]
-    shape = (*parts[0][:-1], sum(p[-1] for p in parts))
-    return shape[::-1] if key.out_in else shape
-
-
-def read_params(
-    tensors: Mapping[str, Tensor],
-    cfg: ModelConfig,
-    mesh: Mesh | None,
-    dtype: np.dtype | None,
-    progress: Progress = quiet,
-) -> dict[str, Any]:
-    """The parameter tree, leaf by leaf: the host never holds more than one leaf's local part."""
-    table, out = specs(cfg), {}
-    where = shardings(cfg, mesh) if mesh is not None else {}
-    done, total = 0, sum(math.prod(s.shape) for s in table.values())
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for key in family_keys(cfg):
-            for part, path in enumerate(key.ours):
-                leaf = Leaf(key, part, tuple(table[p].shape for p in key.ours), cfg, tensors, dtype)
-                read = partial(leaf.read, pool=pool)
-                if mesh is None:
-                    out[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
-                else:
-                    block = once_per_block(read)
-                    out[path] = jax.make_array_from_callback(leaf.shape, where[path], block)
-                progress(done := done + math.prod(leaf.shape), total)
-    return nest(out)
-
-
-def once_per_block(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """`read`, which devices that hold the same block share."""
-    done: dict[tuple, np.ndarray] = {}
-
-    def block(index: tuple[slice, ...]) -> np.ndarray:
-        where = tuple((s.start, s.stop) for s in index)
-        if where not in done:
-            done[where] = read(index)
-        return done[where]
-
-    return block
-
-
-class Leaf(NamedTuple):
-    """One weight of ours, and the tensors that hold it: one per layer, or one in all."""
-
-    key: Key
-    part: int  # which of key.ours it is
-    shapes: tuple[tuple[int, ...], ...]  # of all of key.ours
-    cfg: ModelConfig
-    tensors: Mapping[str, Tensor]
-    dtype: np.dtype | None  # None: as stored
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.shapes[self.part]
-
-    def read(self, index: tuple[slice, ...], pool: ThreadPoolExecutor) -> np.ndarray:
-        """The block that a device holds."""
-        block = [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
-        stacked = "{}" in self.key.hf
-        layers = range(*block[0]) if stacked else range(1)
-        names = [self.key.hf.format(i) for i in layers] if stacked else [self.key.hf]
-        stored = FLOATS.get(self.tensors[names[0]].dtype)
-        if stored is None:
-            kind = self.tensors[names[0]].dtype
-            raise ValueError(f"{names[0]} is stored as {kind}; weights are {', '.join(FLOATS)}")
-        out = np.empty([b - a for a, b in block], self.dtype or jnp.dtype(stored))
-        rows = out if stacked else out[None]
-        inner = block[1:] if stacked else block
-
-        def fill(j: int) -> None:
-            rows[j] = self.read_one(self.tensors[names[j]], inner)
-
-        list(pool.map(fill, range(len(names))))
-        return out
-
-    def read_one(self, tensor: Tensor, block: list[tuple[int, int]]) -> np.ndarray:
-        """A block, (in, out) or (out,), of the weight in one of its tensors."""
-        key, H = self.key, self.cfg.head_dim
-        start, stop = block[-1]
-        by_head = key.by_head and len(key.ours) > 1
-        if by_head:  # q, k and v of head 0, then of head 1, …: read whole heads, keep ours
-            first, last = start // H, -(-stop // H)
-            columns = slice(first * 3 * H, last * 3 * H)
-        else:
-            offset = sum(shape[-1] for shape in self.shapes[: self.part])
-            columns = slice(offset + start, offset + stop)
-        inputs = [slice(a, b) for a, b in block[:-1]]
-        x = tensor.read(columns, *inputs) if key.out_in else tensor.read(*inputs, columns)
-        x = x.T if key.out_in else x
-        if by_head:
-            x = x.reshape(*x.shape[:-1], last - first, 3, H)[..., self.part, :]
-            x = x.reshape(*x.shape[:-2], -1)[..., start - first * H : stop - first * H]
-        return x
 
 
 def read_tokenizer(folder: Path) -> Any:

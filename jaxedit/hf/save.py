@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxedit.hf.families import FAMILIES, Key, family_keys
-from jaxedit.hf.load import stored_shape
+from jaxedit.hf.weights import stored_shape
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.specs import check, flatten
 from jaxedit.progress import Progress, quiet
