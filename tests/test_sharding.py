@@ -196,14 +196,12 @@ def test_bfloat16_on_a_mesh():
     assert jax.tree.map(shard, grad) == jax.tree.map(shard, placed)
 
 
-def test_random_weights_are_the_same_on_every_mesh():
-    want = specs.init(jax.random.key(3), LLAMA)
-    for sizes in [(2, 2, 2), (1, 8, 1)]:
-        mesh = make_mesh(*sizes)
-        got = specs.init(jax.random.key(3), LLAMA, mesh=mesh)
-        jax.tree.map(np.testing.assert_array_equal, got, want)
-        where = specs.nest(specs.shardings(LLAMA, mesh))
-        assert jax.tree.map(lambda x: x.sharding, got) == where
+def test_random_weights_do_not_depend_on_the_mesh():
+    mesh = make_mesh(2, 2, 2)
+    got = specs.init(jax.random.key(3), LLAMA, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, got, specs.init(jax.random.key(3), LLAMA))
+    where = specs.nest(specs.shardings(LLAMA, mesh))
+    assert jax.tree.map(lambda x: x.sharding, got) == where
 
 
 def held(params: dict) -> list[int]:
