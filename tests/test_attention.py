@@ -55,6 +55,32 @@ def test_the_tpu_kernel_on_a_mesh():
     np.testing.assert_allclose(np.asarray(got)[real], np.asarray(want)[real], atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", [0, 100])
+def test_cudnn_is_asked_for_what_the_einsum_computes(monkeypatch, padding):
+    """The call that the GPU gets, carried out by XLA; unpadded rows go without a mask."""
+    asked = []
+
+    def xla(*args, implementation, **kwargs):
+        asked.append((implementation, kwargs["is_causal"], kwargs["mask"] is None))
+        return real(*args, implementation="xla", **kwargs)
+
+    real = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", xla)
+    q, k, v, pos = inputs(padding=padding)
+    run = lambda kernel, plain: attend(
+        *(q, k, v, LLAMA.replace(attention=kernel)),
+        pos_BT=pos,
+        pos_BS=pos,
+        window=None,
+        plain=plain,
+    )
+    plain = padding == 0
+    keep = np.asarray(pos >= 0)
+    got, want = np.asarray(run("cudnn", plain))[keep], np.asarray(run("einsum", plain))[keep]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert asked == [("cudnn", plain, plain)]
+
+
 @pytest.mark.gpu
 def test_cudnn_equals_the_einsum():
     compare(LLAMA, jnp.bfloat16, 2e-2)

@@ -28,18 +28,24 @@ def attend(
     pos_BT: Array,
     pos_BS: Array,
     window: Array | None,
+    plain: bool = False,
 ) -> Array:
-    """softmax(q kᵀ · scale) v under the causal mask, [B, T, N, H]."""
+    """softmax(q kᵀ · scale) v under the causal mask, [B, T, N, H].
+
+    plain: positions are columns, nothing is padded or cached; a kernel then needs no mask.
+    """
     scale = cfg.head_dim**-0.5 if cfg.attn_scale is None else cfg.attn_scale
     k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
     kernel = choose(cfg, q_BTNH.shape, k_BSKH.shape, q_BTNH.dtype, pos_BT is pos_BS)
     if kernel == "flash":
         return flash(q_BTNH, k_BSKH, v_BSKH, pos_BT, scale)
-    mask_BTS = visible(pos_BT, pos_BS, window)
     if kernel == "cudnn":
+        causal = plain and window is None
+        mask = None if causal else visible(pos_BT, pos_BS, window)[:, None]
         return jax.nn.dot_product_attention(
-            q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], scale=scale, implementation="cudnn"
+            q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=causal, scale=scale, implementation="cudnn"
         )
+    mask_BTS = visible(pos_BT, pos_BS, window)
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)

@@ -102,6 +102,7 @@ def attention(
     pos_BS: Array,
     window: Array | None,
     sincos: Array | None,
+    plain: bool,
     tap: Tap,
     deltas: Mapping[str, Any],
 ) -> Array:
@@ -125,7 +126,9 @@ def attention(
     if sincos is not None:
         q_BTNH, k_BTKH = rotate(q_BTNH, sincos, cfg), rotate(k_BTKH, sincos, cfg)
     k_BSKH, v_BSKH = store(k_BTKH, v_BTKH)
-    z_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, cfg, pos_BT=pos_BT, pos_BS=pos_BS, window=window)
+    z_BTNH = attend(
+        q_BTNH, k_BSKH, v_BSKH, cfg, pos_BT=pos_BT, pos_BS=pos_BS, window=window, plain=plain
+    )
     z_BTO = tap("attn_z", z_BTNH.reshape(B, T, -1))
     return tap("attn_o", linear(p["o"], z_BTO, deltas.get("attn/o", ())))
 

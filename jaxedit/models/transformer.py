@@ -99,6 +99,7 @@ def _forward(
     logits_at: Array | None,
     remat: bool,
 ) -> Output:
+    plain = pos_BT is None and cache is None
     if pos_BT is None:
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
         pos_BT = pos_BT if cache is None else pos_BT + cache.pos.max(1, keepdims=True) + 1
@@ -117,6 +118,7 @@ def _forward(
         writes=inner(writes),
         deltas=inner(deltas),
         remat=remat,
+        plain=plain,
     )
     if logits_at is not None:
         x_BTD = jnp.take_along_axis(x_BTD, logits_at[..., None], axis=1)
@@ -136,9 +138,11 @@ def run_blocks(
     writes: Writes | None = None,
     deltas: Deltas | None = None,
     remat: bool = False,
+    plain: bool = False,
 ) -> tuple[Array, dict[str, Array], Cache | None]:
-    """Scans layers [start, stop): a method that works on layer l need not run the layers below it
-    again.
+    """Scans layers [start, stop): work on layer l need not run the layers below it again.
+
+    plain: promises that pos_BT is 0… T-1 in every row and that there is no cache.
     """
     stop = cfg.layers if stop is None else stop
     if not 0 <= start <= stop <= cfg.layers:
@@ -192,6 +196,7 @@ def run_blocks(
             store=store,
             pos_BT=pos_BT,
             pos_BS=pos_BS,
+            plain=plain,
             window=None if window_L is None else window_L[i],
             sincos=None if sincos is None else sincos[0 if kind_L is None else kind_L[i]],
             tap=partial(tap, reads=reads, writes=join(w, writes, i), seen=found),
