@@ -192,7 +192,7 @@ def test_bfloat16_on_a_mesh():
     )
     assert out.logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(grad)} == {jnp.bfloat16.dtype}
-    same(out.logits, want["logits"], 0.03)
+    same(out.logits, want["logits"], 0.06)  # 0.029; one device: 0.023
     assert jax.tree.map(shard, grad) == jax.tree.map(shard, placed)
 
 
