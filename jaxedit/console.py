@@ -12,11 +12,15 @@ from typing import Any
 from jaxedit import cli
 from jaxedit.progress import Meter, size
 
+MODEL = "a Hugging Face folder or hub name, or a checkpoint of jaxedit"
+# Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 
 def info(argv: Sequence[str]) -> None:
     """What a model is: reads config.json and the headers of the weights, not the weights."""
     ap = cli.Parser("jaxedit info", description=info.__doc__)
-    ap.add_argument("model", help="a Hugging Face folder or hub name, or a checkpoint of jaxedit")
+    ap.add_argument("model", help=MODEL)
     ap.add_argument("--batch", type=int, default=1, help="rows of the key-value cache (default 1)")
     ap.add_argument("--length", type=int, help="slots per row (default: the model's, up to 4096)")
     ap.add_argument("--json", action="store_true", help="print it for programs")
@@ -26,15 +30,16 @@ def info(argv: Sequence[str]) -> None:
     if args.json:
         print(json.dumps(facts, indent=2))
         return
-    wide = max(map(len, facts))
-    for name, value in facts.items():
-        in_bytes = name.startswith(("on disk", "weights", "cache"))
-        text = size(value) if in_bytes else f"{value:,}" if isinstance(value, int) else value
-        print(f"{name:<{wide}}  {text}")
+    rows = table(facts)
+    wide = max(map(len, rows))
+    print("\n".join(f"{name:<{wide}}  {text}" for name, text in rows.items()))
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """The table of `info`; what is named "on disk", "weights" and "cache" is in bytes."""
+    """What `info --json` prints: weights and cache in bytes on one device of the mesh."""
+    for flag in ("batch", "length", "data", "fsdp", "tensor"):
+        if (value := getattr(args, flag)) is not None and value < 1:
+            raise ValueError(f"--{flag} {value}: info asks for a number, at least 1")
     import jax.numpy as jnp
 
     from jaxedit.hf.load import inspect
@@ -42,43 +47,61 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     from jaxedit.sharding import AXES, shard_size
 
     cfg, stored, on_disk = inspect(args.model)
-    mesh = {"data": args.data, "fsdp": args.fsdp, "tensor": args.tensor}
-    if min(*mesh.values(), args.batch, args.length or 1) < 1:
-        raise ValueError(f"mesh {tuple(mesh.values())}, batch, length: all are at least 1 here")
-    dtype, compute = jnp.dtype(args.dtype or stored), jnp.dtype(args.dtype or cfg.dtype)
-    held = sum(shard_size(s.shape, s.axes, s.parts, mesh) for s in specs(cfg).values())
+    mesh = {axis: getattr(args, axis) for axis in AXES}
+    held, compute = args.dtype or stored, args.dtype or cfg.dtype
+    weights = sum(shard_size(s.shape, s.axes, s.parts, mesh) for s in specs(cfg).values())
     length = args.length or min(cfg.max_len, 4096)
     cache = (2, cfg.layers, args.batch, length, cfg.kv_heads, cfg.head_dim)
     slots = shard_size(cache, (None, "layer", "batch", None, "heads", None), (), mesh)
-    marks = [text for text, on in (("parallel", cfg.parallel), ("tied head", cfg.tied)) if on]
-    if local := sum(map(bool, cfg.windows)):
-        marks.append(f"window {max(cfg.windows)} in {local} of {cfg.layers} layers")
-    devices = math.prod(mesh.values())
     return {
-        "family": cfg.family + (f" ({', '.join(marks)})" if marks else ""),
+        "model": cfg.to_dict(),
         "parameters": count(cfg),
-        "layers": cfg.layers,
-        "embed": cfg.embed,
-        "heads": f"{cfg.heads} query, {cfg.kv_heads} key-value, of {cfg.head_dim}",
-        "mlp": f"{cfg.mlp} {cfg.act}{' gated' if cfg.gated else ''}",
-        "vocab": cfg.vocab,
-        "positions": cfg.max_len,
-        "stored as": stored,
-        "on disk": on_disk,
-        "mesh": " x ".join(f"{a}={mesh[a]}" for a in AXES) + f": {devices} device(s)",
-        f"weights per device, {dtype.name}": held * dtype.itemsize,
-        f"cache per device, {args.batch} x {length}": slots * compute.itemsize,
+        "stored": stored,
+        "disk_bytes": on_disk,
+        "mesh": mesh,
+        "weights": {"dtype": held, "bytes": weights * jnp.dtype(held).itemsize},
+        "cache": {
+            "dtype": compute,
+            "batch": args.batch,
+            "length": length,
+            "bytes": slots * jnp.dtype(compute).itemsize,
+        },
+    }
+
+
+def table(facts: dict[str, Any]) -> dict[str, str]:
+    """The same for people."""
+    m, weights, cache = facts["model"], facts["weights"], facts["cache"]
+    marks = [text for text, on in (("parallel", m["parallel"]), ("tied head", m["tied"])) if on]
+    if local := sum(map(bool, m["windows"])):
+        marks.append(f"window {max(m['windows'])} in {local} of {m['layers']} layers")
+    devices, rows = math.prod(facts["mesh"].values()), cache["batch"]
+    return {
+        "family": ", ".join([m["family"], *marks]),
+        "parameters": f"{facts['parameters']:,}",
+        "layers": f"{m['layers']}",
+        "embed": f"{m['embed']:,}",
+        "heads": f"{m['heads']} query, {m['kv_heads']} key-value, of {m['head_dim']}",
+        "mlp": f"{m['mlp']:,} {m['act']}{', gated' if m['gated'] else ''}",
+        "vocab": f"{m['vocab']:,}",
+        "positions": f"{m['max_len']:,}",
+        "on disk": f"{size(facts['disk_bytes'])} in {facts['stored']}",
+        "mesh": " ".join(f"{axis}={n}" for axis, n in facts["mesh"].items())
+        + f", {devices} device{'s' if devices > 1 else ''}",
+        "weights": f"{size(weights['bytes'])} per device in {weights['dtype']}",
+        "cache": f"{size(cache['bytes'])} per device in {cache['dtype']}, for "
+        f"{rows} row{'s' if rows > 1 else ''} of {cache['length']:,} tokens",
     }
 
 
 def generate(argv: Sequence[str]) -> None:
     """Continues prompts with a model, all in one batch; with --edit, with an edited one."""
     ap = cli.Parser("jaxedit generate", description=generate.__doc__)
-    ap.add_argument("--model", required=True, help="a folder or hub name")
+    ap.add_argument("--model", required=True, help=MODEL)
     ap.add_argument("--prompt", action="append", default=[], help="may be given several times")
     ap.add_argument("--file", type=Path, help="prompts, one per line")
     ap.add_argument(
-        "--edit", help="a file that Edit.save wrote, applied without touching the model"
+        "--edit", type=Path, help="a file that Edit.save wrote, applied without touching the model"
     )
     ap.add_argument("--force", action="store_true", help="apply an edit made for another base")
     ap.add_argument("--max-new-tokens", type=int, default=32)
@@ -90,6 +113,9 @@ def generate(argv: Sequence[str]) -> None:
     ap.add_argument("--json", action="store_true", help="a JSON line per prompt")
     cli.add_placement(ap)
     args = ap.parse_args(argv)
+    for flag in ("file", "edit"):  # said before a large model is read
+        if (file := getattr(args, flag)) and not file.is_file():
+            raise FileNotFoundError(f"--{flag} {file}: no such file")
     prompts = list(args.prompt)
     if args.file:
         prompts += [line for line in args.file.read_text().splitlines() if line.strip()]
@@ -97,13 +123,12 @@ def generate(argv: Sequence[str]) -> None:
         raise ValueError("no prompt: give --prompt TEXT or --file FILE")
     import jaxedit
 
+    edit = jaxedit.Edit.load(args.edit) if args.edit else jaxedit.Edit()
+    if edit.prefix:
+        raise ValueError(f"{args.edit}: an edit with prefix tokens, which generate cannot apply")
     reading = Meter("reading", "weights")
     model = jaxedit.load(args.model, cli.placement(args), args.dtype, progress=reading)
-    changes: dict[str, Any] = {}
-    if args.edit:
-        edit = jaxedit.Edit.load(args.edit)
-        edit.check(model, force=args.force)
-        changes = {"writes": edit.writes, "deltas": edit.deltas}
+    edit.check(model, force=args.force)
     texts = jaxedit.generate(
         model,
         prompts,
@@ -113,7 +138,8 @@ def generate(argv: Sequence[str]) -> None:
         top_p=args.top_p,
         stop=args.stop,
         seed=args.seed,
-        **changes,
+        writes=edit.writes,
+        deltas=edit.deltas,
     )
     styled = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     bold, plain = ("\033[1m", "\033[0m") if styled else ("", "")

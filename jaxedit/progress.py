@@ -22,7 +22,8 @@ class Meter:
 
     def __call__(self, done: int, total: int) -> None:
         now, last = time.monotonic(), done >= total
-        due = now - self.shown >= self.every or (last and self.live)
+        # A line that was begun is ended; work that was done at once is not worth a line.
+        due = now - self.shown >= self.every or (last and self.live and self.shown > self.start)
         if not due or not is_first():
             return
         self.shown = now
@@ -32,8 +33,8 @@ class Meter:
             amount = f"{size(done)} of {size(total)}"
         else:
             amount = f"{done:,} of {total:,} {self.unit}".rstrip()
-        when = f"in {clock(spent)}" if last else f"{clock(left)} left"
-        text = f"{self.label}: {done / max(total, 1):4.0%}  {amount}, {when}"
+        when = f", in {clock(spent)}" if last else f", {clock(left)} left" if done else ""
+        text = f"{self.label}: {done / total if total else 1:4.0%}  {amount}{when}"
         clear, end = ("\r\033[K", "\n" if last else "") if self.live else ("", "\n")
         print(clear + text, end=end, file=sys.stderr, flush=True)
 
@@ -53,7 +54,7 @@ def clock(seconds: float) -> str:
 def size(count: float) -> str:
     """Bytes for people: 1.5 GB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:  # 999.9 would be rounded to 1e+03
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.4g} TB"

@@ -32,6 +32,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 1 << 24  # bytes held while columns are cut out of rows
+STRIP = 1 << 12  # columns of so many bytes are read by themselves: disks read pages of this size
 
 
 class Tensor(NamedTuple):
@@ -80,6 +81,11 @@ class Tensor(NamedTuple):
             view, offset = view[n:], offset + n
 
     def _fill_columns(self, fd: int, out: np.ndarray, bounds: list) -> None:
+        if len(self.shape) == 2 and out[0].nbytes >= STRIP:
+            for i, x in enumerate(out, bounds[0][0]):
+                offset = (i * self.shape[1] + bounds[1][0]) * out.dtype.itemsize
+                self._fill(fd, x, self.start + offset)
+            return
         row = math.prod(self.shape[1:]) * out.dtype.itemsize
         step = max(CHUNK // row, 1)
         columns = tuple(slice(a, b) for a, b, _ in bounds[1:])

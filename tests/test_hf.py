@@ -356,20 +356,19 @@ def test_every_device_of_a_mesh_holds_its_share(tmp_path, variant):
             assert held == {shape}, f"{path} on {name}"
 
 
-def test_a_device_reads_only_its_share(tmp_path, monkeypatch):
+def test_a_process_reads_every_number_once_whatever_the_mesh(tmp_path, monkeypatch):
     folder, asked, read = families.write_model("llama", tmp_path), [], Tensor.read
 
     def recorded(tensor, *index):
-        asked.append((tensor.name, out := read(tensor, *index)))
+        asked.append(out := read(tensor, *index))
         return out
 
     monkeypatch.setattr(Tensor, "read", recorded)
-    load(folder, mesh=make_mesh(fsdp=2, tensor=2))
-    for name in ("q_proj", "o_proj", "down_proj"):
-        shapes = [x.shape for n, x in asked if name in n]
-        whole = next(s for n, s in families.shapes("llama").items() if name in n)
-        assert len(shapes) == 3 * 4  # layers, devices
-        assert set(shapes) == {(whole[0] // 2, whole[1] // 2)}
+    numbers = sum(int(np.prod(s)) for s in families.shapes("llama").values())
+    for sizes in ((1, 1, 1), (1, 4, 1), (2, 2, 2)):
+        asked.clear()
+        load(folder, mesh=make_mesh(*sizes))
+        assert sum(x.size for x in asked) == numbers
 
 
 def test_what_lies_on_a_mesh_is_saved_as_what_does_not(tmp_path):
@@ -411,13 +410,25 @@ def test_save_overwrites_a_model_when_told(folder):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["model", "sharded"]
 
 
-def test_save_never_overwrites_something_else(folder):
-    other = folder.with_name("photos")
-    other.mkdir()
-    (other / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(FileExistsError, match="photos"):
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (["holiday.jpg"], "holiday.jpg"),
+        (["config.json", "model.safetensors", "train.py", "zoo.jpg"], "train.py"),
+        (["config.json", "README.md", ".git/config"], ".git"),
+        (["config.json", "model.bin", "runs/log.json"], "runs"),
+        (["package.json", "notes.md"], "notes.md and no config.json"),
+    ],
+)
+def test_save_never_overwrites_something_else(folder, names, first):
+    other = folder.with_name("project")
+    for name in names:
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=re.escape(f"{other} holds {first}")):
         save(load(folder), other, overwrite=True)
-    assert files(other) == ["holiday.jpg"]
+    assert files(other) == sorted(names)
+    assert {(other / name).read_text() for name in names} == {"mine"}
 
 
 def test_a_save_that_fails_leaves_the_old_model(folder, monkeypatch):

@@ -8,23 +8,31 @@ command runs on each, with JAXEDIT_DISTRIBUTED=1, which the scripts in launch/ s
 """
 
 import argparse
+import os
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from jaxedit import cli
 from jaxedit.progress import Meter, is_first
 
+# Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-def main() -> None:
+
+def main(argv: Sequence[str] | None = None) -> None:
     ap = cli.Parser("python -m jaxedit.hf", description=__doc__)
     ap.formatter_class = argparse.RawDescriptionHelpFormatter
     ap.add_argument("direction", choices=("import", "export"))
     ap.add_argument("source", help="a Hugging Face folder or hub name, or a checkpoint")
-    ap.add_argument("target", help="the folder to write; must not exist, or be empty")
+    ap.add_argument("target", help="the folder to write; must not exist")
     cli.add_placement(ap)
-    args = ap.parse_args()
+    args = ap.parse_args(argv)
     if cli.is_on("JAXEDIT_DISTRIBUTED"):
         cli.start_distributed()
+    if Path(args.target).exists():  # on any host: none has written yet, and reading takes long
+        raise FileExistsError(f"{args.target} exists; choose another name")
     from jaxedit.hf.load import load, save_checkpoint
     from jaxedit.hf.save import save
     from jaxedit.models.specs import count
@@ -40,9 +48,10 @@ def main() -> None:
     say(f"read {args.source}: {model.cfg.family}, {count(model.cfg):,} parameters")
     if args.direction == "import":
         save_checkpoint(model, args.target)
+        say(f"wrote {args.target}, a checkpoint")
     else:
         save(model, args.target, progress=Meter("writing", "bytes"))
-    say(f"wrote {args.target}")
+        say(f"wrote {args.target}, a Hugging Face folder")
 
 
 if __name__ == "__main__":

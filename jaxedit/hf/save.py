@@ -21,6 +21,7 @@ from jaxedit.progress import Progress, quiet
 from jaxedit.tensorfile import Entry, write
 
 SHARD = 5 * 10**9  # bytes per file, as transformers'
+KINDS = (".json", ".safetensors", ".model", ".txt", ".jinja", ".bin", ".md")  # of model files
 
 
 def save(
@@ -34,7 +35,8 @@ def save(
     """Writes config.json, the weights in their own dtype and the tokenizer; the folder appears when
     it is whole.
 
-    In a job of several processes all of them call it, and the first one writes.
+    overwrite replaces a folder that holds a model and nothing else. In a job of several processes
+    all of them call it, and the first one writes.
     """
     folder = Path(folder)
     check(model.params, model.cfg)
@@ -63,11 +65,14 @@ def save(
 def refuse_others(folder: Path, overwrite: bool) -> None:
     """Raises on every process where the first one finds a folder that must stay as it is."""
     problem = ""
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (held := sorted(folder.iterdir())):
+        others = [f.name for f in held if not f.is_file() or f.suffix not in KINDS]
         if not overwrite:
             problem = f"{folder} is not empty; choose another folder, or pass overwrite=True"
+        elif others:
+            problem = f"{folder} holds {others[0]}, no part of a model; it is not overwritten"
         elif not (folder / "config.json").exists():
-            problem = f"{folder} holds something else than a model; it is not overwritten"
+            problem = f"{folder} holds {held[0].name} and no config.json; it is not overwritten"
     if jax.process_count() > 1:
         # one answer for all, given before the first one writes: it could be done, and the folder
         # there, when the last one looks
@@ -118,9 +123,10 @@ def watch(tensors: list[Entry], progress: Progress) -> list[Entry]:
 
     def make(e: Entry) -> np.ndarray:
         nonlocal done
+        made = e.make()
         done += e.size
         progress(done, total)
-        return e.make()
+        return made
 
     return [e._replace(make=partial(make, e)) for e in tensors]
 

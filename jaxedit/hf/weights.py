@@ -2,15 +2,14 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jaxedit.hf.families import Key, family_keys
 from jaxedit.models.config import ModelConfig
@@ -20,7 +19,7 @@ from jaxedit.tensorfile import Tensor
 
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
 PIECE = 1 << 22  # bytes read at once by a thread
-Block = list[tuple[int, int]]  # (start, stop) along each axis
+Block = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
 def stored_shape(key: Key, ours: list[tuple[int, ...]]) -> tuple[int, ...]:
@@ -45,27 +44,20 @@ def read_params(
         for key in family_keys(cfg):
             for part, path in enumerate(key.ours):
                 leaf = Leaf(key, part, tuple(table[p].shape for p in key.ours), cfg, tensors, dtype)
-                read = partial(leaf.read, pool=pool)
-                if mesh is None:
-                    out[path] = jax.device_put(read((slice(None),) * len(leaf.shape)))
-                else:
-                    block = once_per_block(read)
-                    out[path] = jax.make_array_from_callback(leaf.shape, where[path], block)
+                out[path] = place(leaf, where.get(path), pool)
                 progress(done := done + math.prod(leaf.shape), total)
     return nest(out)
 
 
-def once_per_block(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """`read`, which devices that hold the same block share."""
-    done: dict[tuple, np.ndarray] = {}
-
-    def block(index: tuple[slice, ...]) -> np.ndarray:
-        where = tuple((s.start, s.stop) for s in index)
-        if where not in done:
-            done[where] = read(index)
-        return done[where]
-
-    return block
+def place(leaf: "Leaf", sharding: NamedSharding | None, pool: ThreadPoolExecutor) -> jax.Array:
+    """A weight on its devices. What several of them hold or share a file's row of is read once."""
+    bounds = lambda index: tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))
+    if sharding is None:
+        whole = tuple((0, n) for n in leaf.shape)
+        return jax.device_put(leaf.read({whole}, pool)[whole])
+    indices = sharding.addressable_devices_indices_map(leaf.shape).values()
+    blocks = leaf.read({bounds(index) for index in indices}, pool)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda i: blocks[bounds(i)])
 
 
 class Leaf(NamedTuple):
@@ -82,38 +74,53 @@ class Leaf(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return self.shapes[self.part]
 
-    def read(self, index: tuple[slice, ...], pool: ThreadPoolExecutor) -> np.ndarray:
-        """The block that a device holds."""
-        block = [s.indices(n)[:2] for s, n in zip(index, self.shape, strict=True)]
+    def read(self, blocks: set[Block], pool: ThreadPoolExecutor) -> dict[Block, np.ndarray]:
+        """These blocks of the weight, in one pass over what of the files lies between them."""
         stacked = "{}" in self.key.hf
-        layers = range(*block[0]) if stacked else range(1)
-        names = [self.key.hf.format(i) for i in layers] if stacked else [self.key.hf]
+        names = [self.key.hf.format(i) for i in range(self.shape[0])] if stacked else [self.key.hf]
         stored = FLOATS.get(self.tensors[names[0]].dtype)
         if stored is None:
             kind = self.tensors[names[0]].dtype
             raise ValueError(f"{names[0]} is stored as {kind}; weights are {', '.join(FLOATS)}")
-        out = aligned([b - a for a, b in block], self.dtype or jnp.dtype(stored))
-        rows, inner = (out, block[1:]) if stacked else (out[None], block)
+        dtype = self.dtype or jnp.dtype(stored)
+        out = {block: aligned([stop - start for start, stop in block], dtype) for block in blocks}
+        layers = {b: (x, b[1:]) if stacked else (x[None], b) for b, x in out.items()}
+        inner = [b for _, b in layers.values()]
+        around = tuple(
+            (min(a for a, _ in axis), max(z for _, z in axis)) for axis in zip(*inner, strict=True)
+        )
 
         def fill(j: int) -> None:
-            for where, piece in self.pieces(inner, rows[j].nbytes):
-                rows[j][where] = self.read_one(self.tensors[names[j]], piece)
+            for piece in self.pieces(around, dtype.itemsize):
+                x = self.read_one(self.tensors[names[j]], piece)
+                for rows, block in layers.values():
+                    common = [
+                        (max(a, c), min(z, d)) for (a, z), (c, d) in zip(piece, block, strict=True)
+                    ]
+                    if all(a < z for a, z in common):
+                        to = tuple(
+                            slice(a - c, z - c)
+                            for (a, z), (c, _) in zip(common, block, strict=True)
+                        )
+                        cut = tuple(
+                            slice(a - c, z - c)
+                            for (a, z), (c, _) in zip(common, piece, strict=True)
+                        )
+                        rows[j][to] = x[cut]
 
         list(pool.map(fill, range(len(names))))
         return out
 
-    def pieces(self, block: Block, size: int) -> Iterator[tuple[tuple[slice, ...], Block]]:
-        """A block in parts of about PIECE bytes, whole rows of the file: where in it, and what."""
+    def pieces(self, block: Block, itemsize: int) -> Iterator[Block]:
+        """A block in parts of about PIECE bytes, whole rows of the file."""
         axis = len(block) - 1 if self.key.out_in else 0  # files that store [out, in]: our columns
         first, last = block[axis]
+        size = math.prod(stop - start for start, stop in block) * itemsize
         row = max(size // max(last - first, 1), 1)
         H = self.cfg.head_dim
         step = max(PIECE // row // H, 1) * H  # whole heads, as files interleave them
         for start in range(first, last, step):
-            stop = min(start + step, last)
-            where = [slice(None)] * len(block)
-            where[axis] = slice(start - first, stop - first)
-            yield tuple(where), [*block[:axis], (start, stop), *block[axis + 1 :]]
+            yield (*block[:axis], (start, min(start + step, last)), *block[axis + 1 :])
 
     def read_one(self, tensor: Tensor, block: Block) -> np.ndarray:
         """A block, (in, out) or (out,), of the weight in one of its tensors."""
