@@ -405,8 +405,11 @@ def test_nothing_but_the_result_goes_to_stdout(folder, tmp_path):
         ["hf", "import", folder, checkpoint],
         ["generate", "--model", checkpoint, "--prompt", PROMPTS[0], "--json"],
     ]
+    # not what importing jaxedit.console here has set
+    env = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_NO_ADVISORY_WARNINGS"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)],
+        env=env,
         capture_output=True,
         text=True,
         timeout=300,

@@ -416,7 +416,7 @@ def test_save_overwrites_a_model_when_told(folder):
         (["holiday.jpg"], "holiday.jpg"),
         (["config.json", "model.safetensors", "train.py", "zoo.jpg"], "train.py"),
         (["config.json", "README.md", ".git/config"], ".git"),
-        (["config.json", "model.bin", "runs/log.json"], "runs"),
+        (["config.json", "model.bin", "old.model/log.txt"], "old.model"),
         (["package.json", "notes.md"], "notes.md and no config.json"),
     ],
 )
