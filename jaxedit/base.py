@@ -144,12 +144,13 @@ Reads = Mapping[str, Array | None]  # "mlp_key" -> None (every position) or posi
 
 @struct.dataclass
 class Cache:
-    """Keys and values of what was run so far. Slots fill from the left; pos says which position a
-    slot holds.
+    """Keys and values of what was run so far; pos says which position a slot holds.
+
+    Slots fill from the left. k and v are stacks over layers, or tuples of layers (`unstack`).
     """
 
-    k: Array  # [L, B, S, K, H]
-    v: Array  # [L, B, S, K, H]
+    k: Any  # [L, B, K, S, H]
+    v: Any
     pos: Array  # [B, S], -1 = empty or padding
     end: Array  # [] the next slot
 

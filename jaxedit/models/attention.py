@@ -21,8 +21,8 @@ KERNELS = ("auto", "einsum", "cudnn", "flash")
 
 def attend(
     q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
+    k_BKSH: Array,
+    v_BKSH: Array,
     cfg: ModelConfig,
     *,
     pos_BT: Array,
@@ -35,29 +35,29 @@ def attend(
     plain: positions are columns, nothing is padded or cached; a kernel then needs no mask.
     """
     scale = cfg.head_dim**-0.5 if cfg.attn_scale is None else cfg.attn_scale
-    k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
-    kernel = choose(cfg, q_BTNH.shape, k_BSKH.shape, q_BTNH.dtype, pos_BT is pos_BS)
+    k_BKSH, v_BKSH = k_BKSH.astype(q_BTNH.dtype), v_BKSH.astype(q_BTNH.dtype)
+    kernel = choose(cfg, q_BTNH.shape, q_BTNH.dtype, pos_BT is pos_BS)
     if kernel == "flash":
-        return flash(q_BTNH, k_BSKH, v_BSKH, pos_BT, scale)
+        return flash(q_BTNH, k_BKSH, v_BKSH, pos_BT, scale)
     if kernel == "cudnn":
         causal = plain and window is None
         mask = None if causal else visible(pos_BT, pos_BS, window)[:, None]
+        k_BSKH, v_BSKH = k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2)
         return jax.nn.dot_product_attention(
             q_BTNH, k_BSKH, v_BSKH, mask=mask, is_causal=causal, scale=scale, implementation="cudnn"
         )
     mask_BTS = visible(pos_BT, pos_BS, window)
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    s_BKGTS = (
-        jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32) * scale
-    )
+    K = k_BKSH.shape[1]
+    # heads before time: one plain matrix product per row and head, which every backend does well
+    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    f32 = jnp.float32
+    s_BKGTS = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=f32) * scale
     if cfg.attn_softcap:
         s_BKGTS = cfg.attn_softcap * jnp.tanh(s_BKGTS / cfg.attn_softcap)
-    w_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], s_BKGTS, -1e30), -1).astype(
-        v_BSKH.dtype
-    )
-    return jnp.einsum("bkgts,bskh->btkgh", w_BKGTS, v_BSKH).reshape(B, T, N, H)
+    w_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], s_BKGTS, -1e30), -1)
+    z_BKGTH = jnp.einsum("bkgts,bksh->bkgth", w_BKGTS.astype(v_BKSH.dtype), v_BKSH)
+    return z_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def visible(pos_BT: Array, pos_BS: Array, window: Array | None) -> Array:
@@ -67,9 +67,7 @@ def visible(pos_BT: Array, pos_BS: Array, window: Array | None) -> Array:
     return keep_BTS if window is None else keep_BTS & ((window == 0) | (gap_BTS < window))
 
 
-def choose(
-    cfg: ModelConfig, q_shape: tuple, k_shape: tuple, dtype: jnp.dtype, no_cache: bool
-) -> str:
+def choose(cfg: ModelConfig, q_shape: tuple, dtype: jnp.dtype, no_cache: bool) -> str:
     """The kernel for these shapes: what cfg.attention names, or the platform's own where its
     features suffice.
 
@@ -93,12 +91,12 @@ def choose(
     return "einsum"
 
 
-def flash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, pos_BT: Array, scale: float) -> Array:
+def flash(q_BTNH: Array, k_BKTH: Array, v_BKTH: Array, pos_BT: Array, scale: float) -> Array:
     """The TPU's flash kernel. Positions rise along a row, so causal in columns is causal in
     positions.
     """
-    N, K = q_BTNH.shape[2], k_BTKH.shape[2]
-    wide = lambda x: jnp.repeat(x, N // K, axis=2).swapaxes(1, 2)
+    N, K = q_BTNH.shape[2], k_BKTH.shape[1]
+    wide = lambda x: jnp.repeat(x, N // K, axis=1)
     real_BT = (pos_BT >= 0).astype(jnp.int32)
 
     def run(q: Array, k: Array, v: Array, real: Array) -> Array:
@@ -107,7 +105,7 @@ def flash(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, pos_BT: Array, scale: flo
         )
 
     mesh = jax.sharding.get_abstract_mesh()
-    args = (q_BTNH.swapaxes(1, 2), wide(k_BTKH), wide(v_BTKH), real_BT)
+    args = (q_BTNH.swapaxes(1, 2), wide(k_BKTH), wide(v_BKTH), real_BT)
     if not mesh.empty and mesh.size > 1:  # a Pallas call does not partition itself
         heads = sharding.partition(("batch", "heads", None, None), args[0].shape, mesh.shape)
         rows = sharding.partition(("batch", None), real_BT.shape, mesh.shape)

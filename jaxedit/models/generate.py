@@ -16,8 +16,10 @@ import numpy as np
 from jaxedit.base import Array, Deltas, Params, Writes, chains
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import check_names, matrices, sites
-from jaxedit.models.transformer import _forward, check_shapes, init_cache
+from jaxedit.models.transformer import _forward, check_shapes, init_cache, unstack
 from jaxedit.sharding import constrain, on_mesh_of
+
+UNSTACK = 1 << 32  # bytes of blocks up to which a CPU decodes with its layers unstacked
 
 
 class Sampling(NamedTuple):
@@ -89,7 +91,7 @@ def _decode(
         for k, ws in writes.items()
     }
     later = {k: ws for k, ws in later.items() if ws}
-    run = partial(_forward, params, cfg=cfg, reads={}, deltas=deltas, remat=False)
+    run = partial(_forward, cfg=cfg, reads={}, deltas=deltas, remat=False)
 
     def draw(logits_BV: Array, i: Array) -> Array:
         if sampling is None or key is None:
@@ -98,6 +100,7 @@ def _decode(
 
     last_B1 = jnp.full((B, 1), T - 1, jnp.int32)
     out = run(
+        params,
         tokens_BT,
         pos_BT=pos_BT,
         cache=init_cache(cfg, B, T + steps),
@@ -108,11 +111,14 @@ def _decode(
     is_stop = lambda token_B: (token_B[:, None] == stop_ids).any(-1)
     done_B = is_stop(token_B)
     tokens_BN = jnp.zeros((B, steps), jnp.int32).at[:, 0].set(jnp.where(done_B, 0, token_B))
+    inner, cache = params, out.cache
+    if is_small_on_cpu(params):
+        inner, cache = unstack(params, cache, cfg)
     state = (
         jnp.int32(1),
         token_B,
         pos_BT[:, -1] + 1,
-        out.cache,
+        cache,
         tokens_BN,
         done_B,
         1 - done_B.astype(jnp.int32),
@@ -120,9 +126,8 @@ def _decode(
 
     def step(state: tuple) -> tuple:
         i, token_B, pos_B, cache, tokens_BN, done_B, length_B = state
-        out = run(
-            token_B[:, None], pos_BT=pos_B[:, None], cache=cache, writes=later, logits_at=None
-        )
+        pos_B1 = pos_B[:, None]
+        out = run(inner, token_B[:, None], pos_BT=pos_B1, cache=cache, writes=later, logits_at=None)
         token_B = draw(out.logits[:, 0], i)
         done_B = done_B | is_stop(token_B)
         tokens_BN = tokens_BN.at[:, i].set(jnp.where(done_B, 0, token_B))
@@ -133,6 +138,13 @@ def _decode(
     state = jax.lax.while_loop(go_on, step, state)
     # whole on every device: each process of a job turns all of them into text
     return Generated(constrain(state[4], None, None), constrain(state[6], None))
+
+
+def is_small_on_cpu(params: Params) -> bool:
+    """Is a second copy of the weights, for the loop over tokens, worth its memory."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params["blocks"]))
+    alone = jax.sharding.get_abstract_mesh().empty
+    return jax.default_backend() == "cpu" and alone and size <= UNSTACK
 
 
 def sample(key: Array, logits_BV: Array, s: Sampling) -> Array:

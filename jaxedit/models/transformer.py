@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxedit.base import Array, Cache, Deltas, Output, Params, Reads, Writes, chains
 from jaxedit.models.config import ModelConfig
-from jaxedit.models.layers import attention, mlp, norm, rotations
+from jaxedit.models.layers import attention, mlp, norm, rotations, turn
 from jaxedit.models.sites import check_names, matrices, sites, tap
 from jaxedit.models.specs import pin
 from jaxedit.models.vocabulary import embed, unembed
@@ -103,7 +103,8 @@ def _forward(
     if pos_BT is None:
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
         pos_BT = pos_BT if cache is None else pos_BT + cache.pos.max(1, keepdims=True) + 1
-    params = pin(params, cfg)
+    if not isinstance(params["blocks"], tuple):
+        params = pin(params, cfg)
     first: dict[str, Array] = {}
     x_BTD = constrain(embed(params, tokens_BT, cfg, pos_BT=pos_BT, deltas=deltas), *RESIDUAL)
     x_BTD = tap("embed", x_BTD, reads, writes, first)
@@ -166,28 +167,7 @@ def run_blocks(
     # runs all layers.)
     xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked)
 
-    def step(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, Array]]:
-        x_BTD, kv = carry
-        i, p, w, d = xs
-        if p is None:
-            p = jax.tree.map(
-                lambda z: jax.lax.dynamic_index_in_dim(z, i, keepdims=False), params["blocks"]
-            )
-
-        def store(k_BTKH: Array, v_BTKH: Array) -> tuple[Array, Array]:
-            nonlocal kv
-            if kv is None:
-                return k_BTKH, v_BTKH
-            zero = jnp.int32(0)
-            at = (i - start, zero, slot, zero, zero)
-            # in the carry, not the scan's inputs and outputs: XLA then updates the cache in place
-            kv = tuple(
-                jax.lax.dynamic_update_slice(c, n[None].astype(c.dtype), at)
-                for c, n in zip(kv, (k_BTKH, v_BTKH), strict=True)
-            )
-            k, v = (jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False) for c in kv)
-            return k, v
-
+    def one(x_BTD: Array, i: Array, p: Params, w: dict, d: dict, store: Any) -> tuple[Array, dict]:
         found: dict[str, Array] = {}
         x_BTD = block(
             p,
@@ -202,6 +182,49 @@ def run_blocks(
             tap=partial(tap, reads=reads, writes=join(w, writes, i), seen=found),
             deltas=join(d, deltas, i),
         )
+        return x_BTD, found
+
+    def put(old: Array, new: Array, *layer: Array) -> Array:
+        zero = jnp.int32(0)
+        at = (*layer, zero, zero, slot, zero)
+        new = new.astype(old.dtype)[None] if layer else new.astype(old.dtype)
+        return jax.lax.dynamic_update_slice(old, new, at)
+
+    if isinstance(params["blocks"], tuple):  # as `unstack` makes it
+        if cache is None:
+            raise ValueError("unstacked layers are for decoding, with a cache")
+        old, kept, read = cache, [], []
+        for j, i in enumerate(range(start, stop)):
+
+            def store(k: Array, v: Array, j: int = j) -> tuple[Array, Array]:
+                kept.append((put(old.k[j], k), put(old.v[j], v)))
+                return kept[-1]
+
+            w, d = (jax.tree.map(lambda z, j=j: z[j], named) for named in (scanned, picked))
+            x_BTD, found = one(x_BTD, jnp.int32(i), params["blocks"][i], w, d, store)
+            read.append(found)
+        end = old.end + pos_BT.shape[1]
+        cache = Cache(tuple(k for k, _ in kept), tuple(v for _, v in kept), pos=pos_BS, end=end)
+        return x_BTD, jax.tree.map(lambda *z: jnp.stack(z), *read), cache
+
+    def step(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, Array]]:
+        x_BTD, kv = carry
+        i, p, w, d = xs
+        if p is None:
+            p = jax.tree.map(
+                lambda z: jax.lax.dynamic_index_in_dim(z, i, keepdims=False), params["blocks"]
+            )
+
+        def store(k_BKTH: Array, v_BKTH: Array) -> tuple[Array, Array]:
+            nonlocal kv
+            if kv is None:
+                return k_BKTH, v_BKTH
+            # in the carry, not the scan's inputs and outputs: XLA then updates the cache in place
+            kv = (put(kv[0], k_BKTH, i - start), put(kv[1], v_BKTH, i - start))
+            k, v = (jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False) for c in kv)
+            return k, v
+
+        x_BTD, found = one(x_BTD, i, p, w, d, store)
         return (x_BTD, kv), found
 
     if remat:
@@ -211,6 +234,20 @@ def run_blocks(
     if cache is not None and kv is not None:
         cache = Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
     return x_BTD, seen, cache
+
+
+def unstack(params: Params, cache: Cache, cfg: ModelConfig) -> tuple[Params, Cache]:
+    """Layers one by one and their matrices turned, which is how a CPU decodes fastest.
+
+    A scan slices every layer's weights and cache out of their stacks at each token; here that is
+    done once, before the loop over tokens, for a second copy of the weights.
+    """
+    layers = range(cfg.layers)
+    cut = lambda tree, i: jax.tree.map(lambda z: z[i], tree)
+    out = {**params, "blocks": tuple(turn(cut(params["blocks"], i)) for i in layers)}
+    out |= {"head": turn(params["head"])} if "head" in params else {}
+    k, v = (tuple(stack[i] for i in layers) for stack in (cache.k, cache.v))
+    return out, Cache(k, v, cache.pos, cache.end)
 
 
 def split(named: dict[str, tuple]) -> dict[str, tuple]:
@@ -247,6 +284,6 @@ def block(
 
 def init_cache(cfg: ModelConfig, batch: int, length: int, layers: int | None = None) -> Cache:
     """An empty cache of `length` slots for a batch."""
-    shape = (cfg.layers if layers is None else layers, batch, length, cfg.kv_heads, cfg.head_dim)
+    shape = (cfg.layers if layers is None else layers, batch, cfg.kv_heads, length, cfg.head_dim)
     zeros = jnp.zeros(shape, cfg.dtype)
     return Cache(zeros, zeros, jnp.full((batch, length), -1, jnp.int32), jnp.int32(0))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxedit.base import Array, Deltas, Params, chains
 from jaxedit.models.config import ModelConfig
-from jaxedit.models.layers import norm, softcap
+from jaxedit.models.layers import norm, softcap, times_turned
 from jaxedit.sharding import constrain
 
 
@@ -62,18 +62,15 @@ def unembed(
     x_BTD = norm(params["norm"], x_BTD, cfg)
     f32 = jnp.float32
     if cfg.tied:
-        logits_BTV = jnp.einsum(
-            "btd,vd->btv",
-            x_BTD,
-            params["embed"]["w"].astype(x_BTD.dtype),
-            preferred_element_type=f32,
-        )
+        logits_BTV = times_turned(x_BTD, params["embed"]["w"].astype(x_BTD.dtype), f32)
+    elif "wt" in params["head"]:
+        logits_BTV = times_turned(x_BTD, params["head"]["wt"].astype(x_BTD.dtype), f32)
     else:
         logits_BTV = jnp.matmul(
             x_BTD, params["head"]["w"].astype(x_BTD.dtype), preferred_element_type=f32
         )
-        if "b" in params["head"]:
-            logits_BTV = logits_BTV + params["head"]["b"].astype(f32)
+    if not cfg.tied and "b" in params["head"]:
+        logits_BTV = logits_BTV + params["head"]["b"].astype(f32)
     changes = chains(deltas)
     if cfg.tied:  # the table is the head: its change is a change of both
         for delta in changes.get("embed", ()):
