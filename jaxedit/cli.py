@@ -156,5 +156,6 @@ def one_line_errors() -> Iterator[None]:
         if Path(__file__).parent not in Path(frame.filename).parents:
             place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
             message += f" ({place}; JAXEDIT_TRACEBACK=1 shows how it got there)"
-        print(f"jaxedit: error: {message}", file=sys.stderr)
+        clear = "\r\033[K" if sys.stderr.isatty() else ""  # a progress line may be there
+        print(f"{clear}jaxedit: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxedit import cli
-from jaxedit.progress import Meter, size
+from jaxedit.progress import Meter, is_first, size
 
 MODEL = "a Hugging Face folder or hub name, or a checkpoint of jaxedit"
 # Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
@@ -144,6 +144,8 @@ def generate(argv: Sequence[str]) -> None:
     styled = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     bold, plain = ("\033[1m", "\033[0m") if styled else ("", "")
     for prompt, text in zip(prompts, texts, strict=True):
+        if not is_first():
+            break
         if args.json:
             print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
         else:

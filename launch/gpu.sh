@@ -3,7 +3,7 @@
 # Run a verb on the GPUs of this machine, in one process.
 #
 #   launch/gpu.sh [--dry-run] VERB [ARGUMENT…]
-#   launch/gpu.sh edit --config configs/rome.py:gpt-j-6b --set editor.layer=7
+#   launch/gpu.sh hf import EleutherAI/gpt-j-6b runs/gpt-j-6b --fsdp -1
 #
 # --dry-run before the verb prints the command and stops; after it, it belongs to the verb.
 #

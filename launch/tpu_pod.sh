@@ -3,7 +3,7 @@
 # Run a verb on every host of a Cloud TPU slice, over ssh.
 #
 #   TPU_NAME=my-pod ZONE=us-east5-a launch/tpu_pod.sh [--dry-run] VERB [ARGUMENT…]
-#   launch/tpu_pod.sh edit --config configs/rome.py:gpt-j-6b --set 'mesh=(4, 8)'
+#   launch/tpu_pod.sh hf import EleutherAI/gpt-j-6b /mnt/models/gpt-j-6b --fsdp -1
 #
 # --dry-run before the verb prints the command and stops; after it, it belongs to the verb.
 #

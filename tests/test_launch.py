@@ -219,7 +219,7 @@ def test_jobsets_have_what_kubernetes_asks_for(jobset):
     assert container["image"]
     assert container["command"][:2] == ["python", "-m"]
     assert re.fullmatch(r"jaxedit\.\w+", container["command"][2])
-    assert container["args"][0] == "--config"
+    assert container["args"][0] == "import"
     assert all(isinstance(word, str) for word in [*container["command"], *container["args"]])
     # Kubernetes refuses a number as the value of a variable.
     assert all(isinstance(entry.get("value", ""), str) for entry in container["env"])

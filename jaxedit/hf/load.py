@@ -47,8 +47,7 @@ def load(
     cfg = read_config(folder)
     tensors = match(read_tensors(folder), cfg, folder)
     stored = FLOATS.get(tensors[family_keys(cfg)[0].hf].dtype, "float32")
-    compute = jnp.dtype(dtype or ("float32" if stored == "float16" else stored)).name
-    cfg = cfg.replace(dtype=compute)
+    cfg = cfg.replace(dtype=jnp.dtype(dtype or compute_dtype(stored)).name)
     params = read_params(tensors, cfg, mesh, None if dtype is None else jnp.dtype(dtype), progress)
     return Model(params, cfg, read_tokenizer(folder))
 
@@ -67,7 +66,12 @@ def inspect(name: str | os.PathLike) -> tuple[ModelConfig, str, int]:
     tensors = match(found, cfg, folder)
     stored = FLOATS.get(tensors[family_keys(cfg)[0].hf].dtype, "float32")
     files = {t.file for t in found.values()}
-    return cfg.replace(dtype=stored), stored, sum(f.stat().st_size for f in files)
+    return cfg.replace(dtype=compute_dtype(stored)), stored, sum(f.stat().st_size for f in files)
+
+
+def compute_dtype(stored: str) -> str:
+    """What weights that are stored so compute in: float16's range is too small for activations."""
+    return "float32" if stored == "float16" else stored
 
 
 def model_metadata(folder: Path) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def forward(
     pos_BT: position of each token, -1 at padding (default: 0… T-1, or on from what the cache
     holds). logits_at [B, P]: columns to compute logits for, instead of all T. remat: recompute
     activations in the backward pass.
+
+    The mesh is that of params. On several hosts every process passes the same, whole batch.
     """
     check_names("read", reads or {}, sites(cfg), cfg)
     check_names("write", writes or {}, sites(cfg), cfg)
