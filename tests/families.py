@@ -143,8 +143,8 @@ def expected(variant: str) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def scaled_error(x: Any, want: Any, floor: float = 1.0) -> float:
-    """max |x - want| over the largest |want|, or over `floor` where that is more."""
+def scaled_error(x: Any, want: Any) -> float:
+    """max |x - want|, over the largest |want| where that is more than 1."""
     x, want = np.asarray(x, np.float32), np.asarray(want, np.float32)
     assert x.shape == want.shape, f"{x.shape} against {want.shape}"
-    return float(np.abs(x - want).max() / max(floor, np.abs(want).max()))
+    return float(np.abs(x - want).max() / max(1.0, np.abs(want).max()))
