@@ -11,42 +11,14 @@ from jaxedit import delta, merge
 from jaxedit.base import Dense, LowRank
 from jaxedit.checksum import checksum
 from jaxedit.models import specs
-from jaxedit.models.config import ModelConfig, Rope
+from jaxedit.models.shapes import SHAPES
 from jaxedit.models.sites import matrices
 from jaxedit.models.transformer import _forward, forward
 from jaxedit.sharding import make_mesh
 
-GPT2 = ModelConfig(
-    family="gpt2",
-    layers=3,
-    embed=16,
-    heads=4,
-    kv_heads=4,
-    head_dim=4,
-    mlp=24,
-    vocab=29,
-    max_len=16,
-    norm="layer",
-    act="gelu_tanh",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    tied=True,
-    learned_pos=True,
-)
-LLAMA = ModelConfig(
-    family="llama",
-    layers=4,
-    embed=16,
-    heads=4,
-    kv_heads=2,
-    head_dim=4,
-    mlp=24,
-    vocab=32,
-    max_len=32,
-    rotary_dim=4,
-    ropes=(Rope(),),
+GPT2 = SHAPES["tiny-gpt2"].replace(layers=3, embed=16, head_dim=4, mlp=24, vocab=29, max_len=16)
+LLAMA = SHAPES["tiny-llama"].replace(
+    embed=16, head_dim=4, mlp=24, vocab=32, max_len=32, rotary_dim=4
 )
 CFGS = {"gpt2": GPT2, "llama": LLAMA}
 TOKENS = jax.random.randint(jax.random.key(9), (3, 7), 0, 29)

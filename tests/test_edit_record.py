@@ -15,20 +15,14 @@ from jaxedit.checksum import checksum
 from jaxedit.edit import Edit
 from jaxedit.edit.record import KINDS, origin, register
 from jaxedit.models import specs
-from jaxedit.models.config import Model, ModelConfig
+from jaxedit.models.config import Model
+from jaxedit.models.shapes import SHAPES
 from jaxedit.models.transformer import forward
 
-CFG = ModelConfig(
-    family="llama",
-    layers=3,
-    embed=8,
-    heads=2,
-    kv_heads=1,
-    head_dim=4,
-    mlp=12,
-    vocab=19,
-    max_len=16,
-    rotary_dim=4,
+CFG = (
+    SHAPES["tiny-llama"]
+    .replace(layers=3, embed=8, heads=2, kv_heads=1, head_dim=4)
+    .replace(mlp=12, vocab=19, max_len=16, rotary_dim=4)
 )
 TOKENS = jnp.arange(6)[None]
 

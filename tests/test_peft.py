@@ -10,20 +10,13 @@ import pytest
 from jaxedit import delta, tensorfile
 from jaxedit.base import Dense, LowRank
 from jaxedit.hf import peft
-from jaxedit.models.config import ModelConfig
+from jaxedit.models.shapes import SHAPES
 from jaxedit.models.sites import matrices
 
-LLAMA = ModelConfig(
-    family="llama",
-    layers=12,
-    embed=8,
-    heads=2,
-    kv_heads=1,
-    head_dim=4,
-    mlp=12,
-    vocab=19,
-    max_len=16,
-    rotary_dim=4,
+LLAMA = (
+    SHAPES["tiny-llama"]
+    .replace(layers=12, embed=8, heads=2, kv_heads=1, head_dim=4)
+    .replace(mlp=12, vocab=19, max_len=16, rotary_dim=4)
 )
 PHI3 = LLAMA.replace(family="phi3")
 GPT2 = LLAMA.replace(

@@ -16,26 +16,13 @@ from jaxedit.base import LowRank, Write
 from jaxedit.models import specs
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.generate import decode
+from jaxedit.models.shapes import SHAPES
 from jaxedit.models.transformer import forward, run_blocks
 from jaxedit.sharding import make_mesh, partition
 from jaxedit.tensorfile import Tensor
 
-SMALL = {"layers": 3, "embed": 32, "heads": 4, "head_dim": 8, "mlp": 64, "max_len": 32}
-LLAMA = ModelConfig("llama", kv_heads=2, vocab=128, rotary_dim=8, **SMALL)
-GPT2 = ModelConfig(  # its vocabulary is divided by nothing
-    "gpt2",
-    kv_heads=4,
-    vocab=101,
-    norm="layer",
-    act="gelu_tanh",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    tied=True,
-    learned_pos=True,
-    **SMALL,
-)
+LLAMA = SHAPES["tiny-llama"].replace(layers=3, mlp=64, vocab=128, max_len=32)
+GPT2 = SHAPES["tiny-gpt2"].replace(layers=3, max_len=32)  # a vocabulary divided by nothing
 MODELS = {"llama": LLAMA, "gpt2": GPT2}
 MESHES = [(1, 1, 1), (4, 1, 1), (2, 2, 2), (1, 1, 4), (1, 8, 1), (1, 4, 1)]
 B, T, STEPS = 8, 10, 4

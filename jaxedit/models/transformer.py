@@ -193,21 +193,7 @@ def run_blocks(
         return jax.lax.dynamic_update_slice(old, new, at)
 
     if isinstance(params["blocks"], tuple):  # as `unstack` makes it
-        if cache is None:
-            raise ValueError("unstacked layers are for decoding, with a cache")
-        old, kept, read = cache, [], []
-        for j, i in enumerate(range(start, stop)):
-
-            def store(k: Array, v: Array, j: int = j) -> tuple[Array, Array]:
-                kept.append((put(old.k[j], k), put(old.v[j], v)))
-                return kept[-1]
-
-            w, d = (jax.tree.map(lambda z, j=j: z[j], named) for named in (scanned, picked))
-            x_BTD, found = one(x_BTD, jnp.int32(i), params["blocks"][i], w, d, store)
-            read.append(found)
-        end = old.end + pos_BT.shape[1]
-        cache = Cache(tuple(k for k, _ in kept), tuple(v for _, v in kept), pos=pos_BS, end=end)
-        return x_BTD, jax.tree.map(lambda *z: jnp.stack(z), *read), cache
+        return run_unstacked(one, put, params["blocks"][start:stop], x_BTD, xs, cache, pos_BS)
 
     def step(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, Array]]:
         x_BTD, kv = carry
@@ -236,6 +222,29 @@ def run_blocks(
     if cache is not None and kv is not None:
         cache = Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
     return x_BTD, seen, cache
+
+
+def run_unstacked(
+    one: Any, put: Any, blocks: tuple, x_BTD: Array, xs: tuple, cache: Cache | None, pos_BS: Array
+) -> tuple[Array, dict[str, Array], Cache]:
+    """What the scan of `run_blocks` does, layer by layer, on what `unstack` made."""
+    if cache is None:
+        raise ValueError("unstacked layers are for decoding, with a cache")
+    numbers, _, writes, deltas = xs
+    old, kept, read = cache, [], []
+    for j, p in enumerate(blocks):
+
+        def store(k_BKTH: Array, v_BKTH: Array, j: int = j) -> tuple[Array, Array]:
+            kept.append((put(old.k[j], k_BKTH), put(old.v[j], v_BKTH)))
+            return kept[-1]
+
+        w, d = (jax.tree.map(lambda z, j=j: z[j], named) for named in (writes, deltas))
+        x_BTD, found = one(x_BTD, numbers[j], p, w, d, store)
+        read.append(found)
+    k, v = tuple(k for k, _ in kept), tuple(v for _, v in kept)
+    end = old.end + x_BTD.shape[1]
+    seen = jax.tree.map(lambda *z: jnp.stack(z), *read)
+    return x_BTD, seen, Cache(k, v, pos=pos_BS, end=end)
 
 
 def unstack(params: Params, cache: Cache, cfg: ModelConfig) -> tuple[Params, Cache]:
