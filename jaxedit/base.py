@@ -39,7 +39,7 @@ def pick(x_n: Array, layers: Array, layer: Array) -> tuple[Array, Array]:
     j = hit.argmax(0)
     if layers.ndim == 1:
         return jax.lax.dynamic_index_in_dim(x_n, j, keepdims=False), hit.any(0)
-    if x_n.shape[1] != layers.shape[1]:  # one entry shared by all rows
+    if x_n.shape[1] != layers.shape[1]:  # [n, 1, ...]: one entry shared by all rows
         x_n = jnp.broadcast_to(x_n, (x_n.shape[0], layers.shape[1], *x_n.shape[2:]))
     j = j.reshape(1, -1, *[1] * (x_n.ndim - 2))
     return jnp.take_along_axis(x_n, j, 0)[0], hit.any(0)
