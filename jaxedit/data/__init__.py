@@ -1,0 +1,1 @@
+"""Text: edit requests and their probes, a world with known truth, published datasets, corpora."""
