@@ -101,12 +101,48 @@ def _forward(
     logits_at: Array | None,
     remat: bool,
 ) -> Output:
+    if not isinstance(params["blocks"], tuple):
+        params = pin(params, cfg)
+    x_BTD, seen, cache = through(
+        params, tokens_BT, cfg, pos_BT, cache, reads, writes, deltas, remat
+    )
+    if logits_at is not None:
+        x_BTD = jnp.take_along_axis(x_BTD, logits_at[..., None], axis=1)
+    return Output(unembed(params, x_BTD, cfg, deltas=deltas), seen, cache)
+
+
+def hidden(
+    params: Params,
+    tokens_BT: Array,
+    cfg: ModelConfig,
+    *,
+    pos_BT: Array | None = None,
+    deltas: Deltas | None = None,
+    remat: bool = False,
+) -> Array:
+    """What `unembed` makes logits of, [B, T, D]: for losses that do not hold all logits at once.
+
+    Where gradients of params are wanted on a mesh, the caller pins them (`specs.pin`).
+    """
+    return through(params, tokens_BT, cfg, pos_BT, None, {}, {}, chains(deltas), remat)[0]
+
+
+def through(
+    params: Params,
+    tokens_BT: Array,
+    cfg: ModelConfig,
+    pos_BT: Array | None,
+    cache: Cache | None,
+    reads: dict,
+    writes: dict,
+    deltas: dict,
+    remat: bool,
+) -> tuple[Array, dict[str, Array], Cache | None]:
+    """Embedding and all blocks."""
     plain = pos_BT is None and cache is None
     if pos_BT is None:
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
         pos_BT = pos_BT if cache is None else pos_BT + cache.pos.max(1, keepdims=True) + 1
-    if not isinstance(params["blocks"], tuple):
-        params = pin(params, cfg)
     first: dict[str, Array] = {}
     x_BTD = constrain(embed(params, tokens_BT, cfg, pos_BT=pos_BT, deltas=deltas), *RESIDUAL)
     x_BTD = tap("embed", x_BTD, reads, writes, first)
@@ -123,9 +159,7 @@ def _forward(
         remat=remat,
         plain=plain,
     )
-    if logits_at is not None:
-        x_BTD = jnp.take_along_axis(x_BTD, logits_at[..., None], axis=1)
-    return Output(unembed(params, x_BTD, cfg, deltas=deltas), seen | first, cache)
+    return x_BTD, seen | first, cache
 
 
 def run_blocks(

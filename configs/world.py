@@ -1,0 +1,39 @@
+"""A small model that knows a small world: what ships inside the package.
+
+    python -m jaxedit.train --config configs/world.py:small
+"""
+
+from jaxedit.data.documents import Source
+from jaxedit.data.text import TextConfig
+from jaxedit.models.shapes import SHAPES
+from jaxedit.train.language import EvalConfig, LanguageConfig
+from jaxedit.train.loop import LoopConfig, TrainConfig
+from jaxedit.train.optimizer import OptimizerConfig
+
+PRESETS = ("small", "small-llama", "tiny")
+VOCAB = 1024  # the tokenizer's, rounded up
+
+
+def config(preset: str = "small") -> TrainConfig:
+    llama = preset.endswith("llama")
+    shape = SHAPES["tiny-llama" if llama else "tiny-gpt2"]
+    size = "tiny" if preset == "tiny" else "small"
+    model = shape.replace(
+        layers=4, embed=128, heads=4, kv_heads=4, head_dim=32, mlp=352 if llama else 512,
+        vocab=VOCAB, max_len=128, tied=True, bos_id=1 if llama else 0, eos_ids=(0,),
+    )  # fmt: skip
+    if llama:
+        model = model.replace(rotary_dim=32)
+    task = LanguageConfig(
+        text=TextConfig(
+            source=Source(paths=(f"world:{size}:0:150000",)), length=64, mode="documents", batch=16
+        ),
+        model=model,
+        tokenizer="world-bos" if llama else "world",
+        optimizer=OptimizerConfig(
+            lr=4e-3, warmup=200, schedule="linear", final=0.02, beta2=0.98, weight_decay=0.02
+        ),
+        eval=EvalConfig(world=f"{size}:0", groups=("facts", "paraphrases_new")),
+        save_dtype="float16",
+    )
+    return TrainConfig(task, LoopConfig(steps=4000, log_every=50, save_every=1000), f"runs/world-{preset}")

@@ -1,0 +1,1 @@
+"""Does a model, edited or not, say what it should."""

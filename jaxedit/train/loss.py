@@ -1,0 +1,66 @@
+"""The loss of a language model, without ever holding all logits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxedit.base import Array, Deltas, Params
+from jaxedit.models.config import ModelConfig
+from jaxedit.models.specs import pin
+from jaxedit.models.transformer import hidden
+from jaxedit.models.vocabulary import unembed
+from jaxedit.sharding import on_mesh_of
+
+LOGITS = 2**27  # how many logits are in memory at once: more are computed part by part
+
+
+def next_token(
+    params: Params,
+    tokens_BT: Array,
+    cfg: ModelConfig,
+    *,
+    pos_BT: Array | None = None,
+    deltas: Deltas | None = None,
+    remat: bool = False,
+) -> tuple[Array, Array]:
+    """Sum of -log p(token | those before) in nats, and how many were predicted.
+
+    tokens_BT [B, T+1]: each but the last predicts the next. pos_BT [B, T+1]: positions, -1 at
+    padding, which is neither seen nor predicted.
+    """
+    with on_mesh_of(params):
+        before_BT, next_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+        params = pin(params, cfg)
+        seen_BT = None if pos_BT is None else pos_BT[:, :-1]
+        counts_BT = jnp.ones(next_BT.shape, bool) if pos_BT is None else pos_BT[:, 1:] >= 0
+        x_BTD = hidden(params, before_BT, cfg, pos_BT=seen_BT, deltas=deltas, remat=remat)
+        total = cross_entropy(params, x_BTD, next_BT, counts_BT, cfg, deltas)
+        return total, counts_BT.sum(dtype=jnp.float32)
+
+
+def cross_entropy(
+    params: Params, x_BTD: Array, next_BT: Array, counts_BT: Array, cfg: ModelConfig, deltas: Any
+) -> Array:
+    """Over the vocabulary, in parts along time; logits are computed again in the backward pass."""
+
+    def part(x_BtD: Array, next_Bt: Array, counts_Bt: Array) -> Array:
+        logits_BtV = unembed(params, x_BtD, cfg, deltas=deltas)
+        picked_Bt = jnp.take_along_axis(logits_BtV, next_Bt[..., None], -1)[..., 0]
+        losses_Bt = jax.nn.logsumexp(logits_BtV, -1) - picked_Bt
+        return jnp.where(counts_Bt, losses_Bt, 0).sum()
+
+    B, T = next_BT.shape
+    parts = parts_of(B * T * cfg.vocab, T)
+    if parts == 1:
+        return part(x_BTD, next_BT, counts_BT)
+    cut = lambda z: z.reshape(B, parts, T // parts, *z.shape[2:]).swapaxes(0, 1)
+    add = lambda total, args: (total + jax.checkpoint(part)(*args), None)
+    total, _ = jax.lax.scan(add, jnp.float32(0), tuple(map(cut, (x_BTD, next_BT, counts_BT))))
+    return total
+
+
+def parts_of(logits: int, T: int) -> int:
+    """The least number of equal parts of T columns that keeps each below LOGITS."""
+    wanted = -(-logits // LOGITS)
+    return next((n for n in range(wanted, T) if T % n == 0), T)
