@@ -1,10 +1,11 @@
 """A small model that knows a small world: what ships inside the package.
 
-    python -m jaxedit.train --config configs/world.py:small
+python -m jaxedit.train --config configs/world.py:small
 """
 
 from jaxedit.data.documents import Source
 from jaxedit.data.text import TextConfig
+from jaxedit.data.world.questions import GROUPS
 from jaxedit.models.shapes import SHAPES
 from jaxedit.train.language import EvalConfig, LanguageConfig
 from jaxedit.train.loop import LoopConfig, TrainConfig
@@ -33,7 +34,12 @@ def config(preset: str = "small") -> TrainConfig:
         optimizer=OptimizerConfig(
             lr=4e-3, warmup=200, schedule="linear", final=0.02, beta2=0.98, weight_decay=0.02
         ),
-        eval=EvalConfig(world=f"{size}:0", groups=("facts", "paraphrases_new")),
+        eval=EvalConfig(world=f"{size}:0", groups=tuple(GROUPS)),
+        unroll=True,
         save_dtype="float16",
     )
-    return TrainConfig(task, LoopConfig(steps=4000, log_every=50, save_every=1000), f"runs/world-{preset}")
+    return TrainConfig(
+        task,
+        LoopConfig(steps=4500, log_every=50, eval_every=1500, save_every=1500),
+        f"runs/world-{preset}",
+    )

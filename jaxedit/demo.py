@@ -1,127 +1,230 @@
-"""`make demo`: reads, writes and a rank-one edit on a tiny random model, in seconds on a CPU."""
+"""`make demo`: a fact of a small model located, changed, measured and changed back, on a CPU."""
 
+import dataclasses
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxedit
-from jaxedit import LowRank, ModelConfig, Write, merge
-from jaxedit.base import Array, Deltas, Params
+from jaxedit import LowRank, Model, Write, merge
+from jaxedit.base import Array, Deltas
 from jaxedit.checksum import checksum
-from jaxedit.models.shapes import SHAPES
-from jaxedit.models.specs import count, flatten, nest
+from jaxedit.data.cases import EditCase, EditRequest
+from jaxedit.data.requests import EditBatch, edit_batches
+from jaxedit.data.world import World, cases, documents, make
+from jaxedit.edit.record import Edit, origin
+from jaxedit.evaluate.exact import exact
+from jaxedit.models.specs import count
+from jaxedit.report import html, plots
 
-PROMPT = [1, 11, 16, 10, 83, 25, 82, 92]
-SUBJECT = 4  # the column that the trace corrupts
-LAYER, TARGET = 1, 77
+LAYER = 1  # whose MLP is edited: the trace shows where the subject's last token is read
+STEPS, RATE = 40, 0.5  # of the search for a value
+OUT = Path("runs/demo")
+ASKED = {  # what is asked before and after, by the keys of a case's probes
+    "the edit itself": "",
+    "in other words": "rephrase",
+    "by another name": "portability/subject_aliasing",
+    "another subject": "locality/neighborhood",
+    "another fact of it": "locality/relation_specificity",
+    "something else": "locality/unrelated",
+}
+
+
+class Line(NamedTuple):
+    """A prompt with what the model said before and after, and what it should say after."""
+
+    what: str
+    prompt: str
+    before: str
+    after: str
+    wanted: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        return self.after in self.wanted
 
 
 def main() -> None:
     start = time.time()
-    cfg = SHAPES["tiny-llama"]
-    # larger weights than training starts from: a random model with something to say
-    flat = flatten(jaxedit.init(jax.random.key(0), cfg))
-    params = nest({path: x if "norm" in path else 16 * x for path, x in flat.items()})
-    tokens = jnp.array([PROMPT])
-    print(f"A {cfg.family} of {cfg.layers} layers, {count(cfg):,} random weights; tokens {PROMPT}")
-    show_reads(params, cfg, tokens)
-    show_writes(params, cfg, tokens)
-    show_edit(params, cfg, tokens)
-    print(
-        f"\n{time.time() - start:.0f} s on {jax.devices()[0].platform}. Next: the tour in README.md"
-    )
+    model, world = jaxedit.load("world", dtype="float32"), make("small")
+    case = choose(model, world)
+    request = case.request
+    print(f"A {model.cfg.family} of {count(model.cfg):,} weights that knows a world of "
+          f"{len(world.facts):,} facts.\n")  # fmt: skip
+    print(f"locate: which states carry “{request.text} {request.ground_truth[0]}”")
+    effect, tokens = trace(model, request)
+    draw(effect)
+    print(f"\nedit: “{request.text} {request.target}”, one rank in layer {LAYER}")
+    edit = rank_one(model, request, list(documents(world, 400, seed=1)))
+    lines = ask(model, case, edit.deltas)
+    print("\n" + show(lines))
+    edited = edit.merge(model)
+    kept = merge.original(model.params, edit.deltas)
+    back = checksum(merge.restore(edited.params, kept)) == checksum(model.params)
+    edit.save(OUT / "edit.safetensors")
+    size = (OUT / "edit.safetensors").stat().st_size
+    undone = f"undo: the edit is a file of {size:,} bytes; undone, every bit is back: {back}"
+    print(f"\n{undone}")
+    write(request, effect, tokens, lines, undone)
+    print(f"\n{OUT}/trace.svg, {OUT}/index.html; {time.time() - start:.0f} s on "
+          f"{jax.devices()[0].platform}. Next: the tour in README.md")  # fmt: skip
 
 
-def show_reads(params: Params, cfg: ModelConfig, tokens: Array) -> None:
-    title("reads", "how far each layer moves the residual stream, by position")
-    seen = jaxedit.forward(params, tokens, cfg, reads={"resid_pre": None, "resid_post": None}).reads
-    move = jnp.linalg.norm(seen["resid_post"] - seen["resid_pre"], axis=-1)[:, 0]
-    draw(move)
+def choose(model: Model, world: World) -> EditCase:
+    """The first edit whose questions the model answers rightly before it."""
+    for case in cases(world, 300):
+        asked = [case.probes[key][0] for key in ASKED.values() if key in case.probes]
+        if case.request.ground_truth and len(asked) == len(ASKED) - 1:
+            true = (case.request.ground_truth,)  # what the edit changes had this answer before
+            before = [
+                dataclasses.replace(p, answers=true) if case.request.target in p.names else p
+                for p in asked
+            ]
+            if exact(model, before, ending=".").all():
+                return case
+    raise ValueError("the model knows no fact well enough to edit it: train it again")
 
 
-def show_writes(params: Params, cfg: ModelConfig, tokens: Array) -> None:
-    title("writes", "a causal trace: how much of the answer returns if one state is restored")
-    T, L = tokens.shape[1], cfg.layers
-    answer = int(predict(params, cfg, tokens)[0])
-    clean = jaxedit.forward(params, tokens, cfg, reads={"resid_post": None}).reads["resid_post"]
-    noise = 3 * params["embed"]["w"].std() * jax.random.normal(jax.random.key(1), (1, T, cfg.embed))
+def trace(model: Model, request: EditRequest) -> tuple[np.ndarray, list[str]]:
+    """How much of the answer's probability returns when one state of the noised run is restored,
+    [layers, columns].
+    """
+    _, batch = next(iter(edit_batches(model.tokenizer, [true_request(request)], size=1)))
+    tokens, T = jnp.asarray(batch.tokens_BT), int(batch.prompt_B[0]) + 1
+    answer = int(tokens[0, T])
+    tokens, L, cfg = tokens[:, :T], model.cfg.layers, model.cfg
     column = jnp.arange(T)
-    corrupt = Write((column == SUBJECT)[None], noise, add=True)
-    # one row per cell (layer, position): every restoration of the trace in one batch
+    subject = (column >= batch.subject_first_B[0]) & (column <= batch.subject_B[0])
+    clean = jaxedit.forward(model.params, tokens, cfg, reads={"resid_post": None})
+    noise = jax.random.normal(jax.random.key(1), (1, T, cfg.embed))
+    corrupt = Write(subject[None], 3 * model.params["embed"]["w"].std() * noise, add=True)
+    # one row per cell (layer, column): every restoration of the trace in one batch
     layer_R, column_R = (x.ravel() for x in np.mgrid[:L, :T])
     restore = Write(
         mask=(column == column_R[:, None])[None],
-        value=clean[layer_R, 0][None],
+        value=clean.reads["resid_post"][layer_R, 0][None],
         layers=jnp.asarray(layer_R)[None],
     )
-    batch = jnp.repeat(tokens, L * T, 0)
-    chance = lambda **kw: jax.nn.softmax(jaxedit.forward(params, batch, cfg, **kw).logits[:, -1])
-    before = chance()[0, answer]
-    broken = chance(writes={"embed": corrupt})[0, answer]
-    healed = chance(writes={"embed": corrupt, "resid_post": restore})[:, answer]
-    print(f"p(answer): {before:.2f} clean, {broken:.2f} with noise on column {SUBJECT}")
-    draw((healed.reshape(L, T) - broken).clip(0))
+    rows = jnp.repeat(tokens, L * T, 0)
+    chance = lambda **kw: jax.nn.softmax(
+        jaxedit.forward(model.params, rows, cfg, **kw).logits[:, -1]
+    )[:, answer]
+    broken = chance(writes={"embed": corrupt})[0]
+    healed = chance(writes={"embed": corrupt, "resid_post": restore})
+    words = [model.tokenizer.decode([t]) for t in tokens[0].tolist()]
+    return np.asarray((healed.reshape(L, T) - broken).clip(0)), words
 
 
-def show_edit(params: Params, cfg: ModelConfig, tokens: Array) -> None:
-    title("deltas", f"a rank-one edit of layer {LAYER} makes the model say {TARGET}")
-    at = jnp.array([[len(PROMPT) - 1]])
-    value, key = find_value(params, cfg, tokens, at)
-    # W + a b with key @ a = 1: what W makes of this key moves by `value`, orthogonal keys stay
-    a, b = (key / (key @ key))[None, :, None], value[None, None]
-    edit = jaxedit.Edit(deltas={"mlp/down": LowRank(a, b, jnp.array([LAYER]))})
-    other = (tokens + 11) % cfg.vocab
-    edited = jaxedit.Edit.merge(edit, jaxedit.Model(params, cfg)).params
-    weights = {
-        "before": (params, {}),
-        "edit, live": (params, edit.deltas),
-        "edit, merged": (edited, {}),
-    }
-    for name, (p, d) in weights.items():
-        says, others = predict(p, cfg, tokens, d), predict(p, cfg, other, d)
-        print(f"{name:<14} says {int(says[0]):>3}    on another prompt {int(others[0]):>3}")
-    kept = merge.original(params, edit.deltas)
-    same = checksum(merge.restore(edited, kept)) == checksum(params)
-    size = 4 * (a.size + b.size)
-    print(f"the edit is {size} bytes; undone, every bit of the weights is back: {same}")
+def true_request(request: EditRequest) -> EditRequest:
+    return EditRequest(request.prompt, request.subject, request.ground_truth[0])
 
 
-def find_value(params: Params, cfg: ModelConfig, tokens: Array, at: Array) -> tuple[Array, Array]:
-    """What to add to the MLP's output at one position so that TARGET follows; and the key there."""
-    here = (jnp.arange(tokens.shape[1]) == at)[:, None]
+def rank_one(model: Model, request: EditRequest, texts: Sequence[str]) -> Edit:
+    """W + a b in one MLP: from the subject's key to a value that makes the target follow, and as
+    little as can be for the keys of other text.
+    """
+    cfg = model.cfg
+    # the subject after different beginnings, so that its key is not that of one context
+    contexts = ["", *(f"{text} " for text in texts[:7])]
+    asked = [EditRequest(c + request.prompt, request.subject, request.target) for c in contexts]
+    _, batch = next(iter(edit_batches(model.tokenizer, asked, size=len(asked))))
+    at = jnp.asarray(batch.subject_B)[:, None]
+    reads = {"mlp_key": at}
+    seen = jaxedit.forward(model.params, batch.tokens_BT, cfg, pos_BT=batch.pos_BT, reads=reads)
+    key = seen.reads["mlp_key"][LAYER, :, 0].mean(0)
+    tokens = model.tokenizer(list(texts), padding=True, return_tensors="np")
+    pos = np.where(tokens["attention_mask"], np.cumsum(tokens["attention_mask"], 1) - 1, -1)
+    keys = jaxedit.forward(
+        model.params, jnp.asarray(tokens["input_ids"]), cfg, pos_BT=jnp.asarray(pos),
+        reads={"mlp_key": None},
+    ).reads["mlp_key"][LAYER]  # fmt: skip
+    keys = jnp.where((pos >= 0)[..., None], keys, 0).reshape(-1, cfg.mlp)
+    second = keys.T @ keys / (pos >= 0).sum()
+    ridge = 1e-3 * jnp.trace(second) / cfg.mlp
+    a = jnp.linalg.solve(second + ridge * jnp.eye(cfg.mlp), key)
+    value = find_value(model, batch, at)
+    delta = LowRank((a / (a @ key))[None, :, None], value[None, None], jnp.array([LAYER]))
+    about = origin(model, method="rank-one", request=request)
+    return Edit(deltas={"mlp/down": delta}, provenance=about)
+
+
+def find_value(model: Model, batch: EditBatch, at: Array) -> Array:
+    """What to add to the MLP's output at the subject's last token so that the target follows."""
+    here = (jnp.arange(batch.tokens_BT.shape[1]) == at)[None]
+    next_BT = jnp.roll(jnp.asarray(batch.tokens_BT), -1, 1)
 
     def loss(value: Array) -> Array:
         write = Write(here, value[None, None, None], jnp.array([LAYER]), add=True)
-        logits = jaxedit.forward(params, tokens, cfg, writes={"mlp_down": write}).logits[0, -1]
-        return -jax.nn.log_softmax(logits)[TARGET] + 0.01 * jnp.linalg.norm(value + 1e-6)
+        logits = jaxedit.forward(
+            model.params, batch.tokens_BT, model.cfg, pos_BT=batch.pos_BT,
+            writes={"mlp_down": write},
+        ).logits  # fmt: skip
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), next_BT[..., None], -1)[..., 0]
+        return -jnp.where(batch.target_BT, log_p, 0).sum() / batch.target_BT.sum()
 
     @jax.jit
-    def descend(_: int, value: Array) -> Array:
+    def descend(i: int, value: Array) -> Array:
         gradient = jax.grad(loss)(value)
-        return value - 0.3 * gradient / (jnp.linalg.norm(gradient) + 1e-6)
+        rate = RATE * (1 - i / STEPS)
+        return value - rate * gradient / (jnp.linalg.norm(gradient) + 1e-6)
 
-    value = jax.lax.fori_loop(0, 60, descend, jnp.zeros(cfg.embed))
-    keys = jaxedit.forward(params, tokens, cfg, reads={"mlp_key": at}).reads["mlp_key"]
-    return value, keys[LAYER, 0, 0]
-
-
-def predict(params: Params, cfg: ModelConfig, tokens: Array, deltas: Deltas | None = None) -> Array:
-    return jaxedit.forward(params, tokens, cfg, deltas=deltas).logits[:, -1].argmax(-1)
+    return jax.lax.fori_loop(0, STEPS, descend, jnp.zeros(model.cfg.embed))
 
 
-def title(name: str, what: str) -> None:
-    print(f"\n{name}: {what}")
+def ask(model: Model, case: EditCase, deltas: Deltas) -> list[Line]:
+    """The model's answers to one question of each kind, without the edit and with it."""
+    request = case.request
+    probes = [case.probes[key][0] for key in ASKED.values() if key]
+    prompts = [request.text, *(p.prompt for p in probes)]
+    wanted = [(request.target,), *(p.names for p in probes)]
+    say = lambda **how: [
+        words.split(".")[0].strip()
+        for words in jaxedit.generate(model, prompts, max_new_tokens=8, **how)
+    ]
+    rows = zip(ASKED, prompts, say(), say(deltas=deltas), wanted, strict=True)
+    return [Line(*row) for row in rows]
 
 
-def draw(grid: Array) -> None:
-    """A heat map in text: layers from the top down, positions from left to right."""
+def show(lines: Sequence[Line]) -> str:
+    wide = max(len(x.prompt) for x in lines)
+    return "\n".join(
+        f"  {'✓' if x.right else '✗'} {x.what:<19}{x.prompt:<{wide}}  {x.before} → {x.after}"
+        for x in lines
+    )
+
+
+def draw(grid: np.ndarray) -> None:
+    """A heat map in text: layers from the top down, columns from left to right."""
     shades = " ░▒▓█"
-    scaled = np.asarray(grid / grid.max() * (len(shades) - 1)).round().astype(int)
+    scaled = (grid / max(grid.max(), 1e-9) * (len(shades) - 1)).round().astype(int)
     for layer, row in enumerate(scaled):
         print(f"  layer {layer}  " + "".join(shades[i] * 4 for i in row))
-    print("           " + "".join(f"{t:<4}" for t in range(grid.shape[1])))
+
+
+def write(
+    request: EditRequest, effect: np.ndarray, tokens: list[str], lines: list[Line], undone: str
+) -> None:
+    """The picture and the page."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    rows = [f"layer {i}" for i in range(len(effect))]
+    title = "Probability of the answer that one restored state brings back"
+    picture = plots.heatmap(effect, tokens, rows, title=title)
+    (OUT / "trace.svg").write_text(picture)
+    head = ("asked", "prompt", "before", "after")
+    cells = [(x.what, x.prompt, x.before, x.after) for x in lines]
+    parts = [
+        html.paragraph(f"“{request.text} {request.ground_truth[0]}” is to become "
+                       f"“{request.text} {request.target}”."),
+        html.heading("Where the fact is"), picture,
+        html.heading("What the model says"), html.table(head, cells, [x.right for x in lines]),
+        html.paragraph(undone),
+    ]  # fmt: skip
+    (OUT / "index.html").write_text(html.page("One fact, changed and changed back", parts))
 
 
 if __name__ == "__main__":

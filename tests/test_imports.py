@@ -61,6 +61,8 @@ ORDER = [
     "train.loss",
     "train.loop",
     "train.language",
+    "report.plots",
+    "report.html",
     "hf.__main__",
     "train.__main__",
     "console",

@@ -26,6 +26,7 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # what is fe
 
 
 CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's mark
+ASSETS = Path(__file__).parents[1] / "assets"  # models that ship with the package, by name
 
 
 def load(
@@ -35,7 +36,8 @@ def load(
     *,
     progress: Progress = quiet,
 ) -> Model:
-    """Parameters, config and tokenizer of a folder, a hub name, or a checkpoint of a model of ours.
+    """Parameters, config and tokenizer of a folder, a hub name, a checkpoint of a model of ours, or
+    one that ships with the package ("world", "world-llama").
 
     dtype: of the weights and the computation ("float32", "bfloat16"); None keeps the weights as
     they are stored and computes in their dtype (in float32 where they are float16, whose range is
@@ -102,10 +104,12 @@ def load_checkpoint(folder: Path, mesh: Mesh | None, dtype: Any) -> Model:
 
 
 def find(name: str | os.PathLike) -> Path:
-    """The folder itself, or the hub's snapshot of that name."""
+    """The folder itself, the model of that name that ships with the package, or the hub's."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if (ASSETS / name / "config.json").is_file():
+        return ASSETS / name
     if folder.exists():
         raise ValueError(f"{name} is a file; give the folder that holds config.json")
     looks_local = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
@@ -225,6 +229,10 @@ def match(found: Mapping[str, Tensor], cfg: ModelConfig, folder: Path) -> dict[s
 
 def read_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, or None where it has none."""
+    if (folder / "encoder.json").exists():  # GPT-2's, under the names it was published with
+        from transformers import GPT2Tokenizer
+
+        return GPT2Tokenizer(vocab=str(folder / "encoder.json"), merges=str(folder / "vocab.bpe"))
     if not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     from transformers import AutoTokenizer

@@ -27,7 +27,9 @@ def linear(p: Mapping[str, Array], x_BTI: Array, deltas: Iterable[Any] = ()) -> 
     if "wt" in p:  # as `turn` makes it
         y_BTO = times_turned(x_BTI, p["wt"].astype(x_BTI.dtype))
     else:
-        y_BTO = x_BTI @ p["w"].astype(x_BTI.dtype)
+        # as a product of two matrices: XLA's CPU copies less in the gradient of that
+        B, T, I = x_BTI.shape
+        y_BTO = (x_BTI.reshape(B * T, I) @ p["w"].astype(x_BTI.dtype)).reshape(B, T, -1)
     if "b" in p:
         y_BTO = y_BTO + p["b"].astype(x_BTI.dtype)
     for delta in deltas:
@@ -40,7 +42,9 @@ def times_turned(x_BTI: Array, wt_OI: Array, dtype: Any = None) -> Array:
     if jax.default_backend() == "cpu" and x_BTI.shape[0] * x_BTI.shape[1] <= 256:
         y_OBT = jnp.einsum("bti,oi->obt", x_BTI, wt_OI, preferred_element_type=dtype)
         return y_OBT.transpose(1, 2, 0)
-    return jnp.einsum("bti,oi->bto", x_BTI, wt_OI, preferred_element_type=dtype)
+    B, T, I = x_BTI.shape
+    y_MO = jnp.einsum("mi,oi->mo", x_BTI.reshape(B * T, I), wt_OI, preferred_element_type=dtype)
+    return y_MO.reshape(B, T, -1)
 
 
 def turn(p: Any) -> Any:

@@ -75,6 +75,16 @@ SHAPES: dict[str, ModelConfig] = {
         bos_id=128000,
         eos_ids=(128001,),
     ),
+    "llama-160m": LLAMA2.replace(
+        layers=12,
+        embed=768,
+        heads=12,
+        kv_heads=12,
+        head_dim=64,
+        mlp=3072,
+        vocab=32000,
+        max_len=2048,
+    ).replace(rotary_dim=64),
     # two families that differ in everything: norms, positions, gates, biases, tying, grouped heads
     "tiny-gpt2": GPT2.replace(
         layers=4, embed=32, heads=4, kv_heads=4, head_dim=8, mlp=64, vocab=101, max_len=64

@@ -119,12 +119,13 @@ def hidden(
     pos_BT: Array | None = None,
     deltas: Deltas | None = None,
     remat: bool = False,
+    unroll: bool = False,
 ) -> Array:
     """What `unembed` makes logits of, [B, T, D]: for losses that do not hold all logits at once.
 
     Where gradients of params are wanted on a mesh, the caller pins them (`specs.pin`).
     """
-    return through(params, tokens_BT, cfg, pos_BT, None, {}, {}, chains(deltas), remat)[0]
+    return through(params, tokens_BT, cfg, pos_BT, None, {}, {}, chains(deltas), remat, unroll)[0]
 
 
 def through(
@@ -137,6 +138,7 @@ def through(
     writes: dict,
     deltas: dict,
     remat: bool,
+    unroll: bool = False,
 ) -> tuple[Array, dict[str, Array], Cache | None]:
     """Embedding and all blocks."""
     plain = pos_BT is None and cache is None
@@ -158,6 +160,7 @@ def through(
         deltas=inner(deltas),
         remat=remat,
         plain=plain,
+        unroll=unroll,
     )
     return x_BTD, seen | first, cache
 
@@ -176,10 +179,12 @@ def run_blocks(
     deltas: Deltas | None = None,
     remat: bool = False,
     plain: bool = False,
+    unroll: bool = False,
 ) -> tuple[Array, dict[str, Array], Cache | None]:
     """Scans layers [start, stop): work on layer l need not run the layers below it again.
 
-    plain: promises that pos_BT is 0… T-1 in every row and that there is no cache.
+    plain: promises that pos_BT is 0… T-1 in every row and that there is no cache. unroll: layers
+    one after the other in the program, not in a loop: longer to compile, faster on a CPU.
     """
     stop = cfg.layers if stop is None else stop
     if not 0 <= start <= stop <= cfg.layers:
@@ -252,7 +257,7 @@ def run_blocks(
     if remat:
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     first = None if cache is None else (cache.k, cache.v)
-    (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, first), xs)
+    (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, first), xs, unroll=unroll)
     if cache is not None and kv is not None:
         cache = Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
     return x_BTD, seen, cache

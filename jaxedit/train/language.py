@@ -77,12 +77,13 @@ class LanguageConfig:
     model: ModelConfig | None = None  # trained from scratch
     start: str = ""  # or: a folder, checkpoint or hub name to go on from
     tokenizer: str = ""  # a folder or hub name, "world", "world-bos"; "": that of `start`
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = MeshConfig()
     lora: LoraConfig | None = None  # None: all weights are trained
     eval: EvalConfig = EvalConfig()
     accumulate: int = 1  # parts of a batch whose gradients are added up
     remat: bool = False  # activations are computed again in the backward pass
+    unroll: bool = False  # no loop over layers: longer to compile, faster for few layers on a CPU
     dtype: Dtype = "float32"  # of the computation; trained weights are float32
     save_dtype: Dtype = "float32"  # of the model that is written at the end
     seed: int = 0
@@ -135,7 +136,7 @@ def first_deltas(cfg: LoraConfig, model: Model, seed: int) -> dict[str, LowRank]
 
 
 def scaled(deltas: Mapping[str, LowRank], by: float) -> dict[str, LowRank]:
-    return {name: d.replace(b=d.b * by) for name, d in deltas.items()}
+    return {name: dataclasses.replace(d, b=d.b * by) for name, d in deltas.items()}
 
 
 def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -> Task:
@@ -170,6 +171,7 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
             pos_BT=batch.get("pos_BT"),
             deltas=deltas,
             remat=cfg.remat,
+            unroll=cfg.unroll,
         )
 
     @partial(jax.jit, donate_argnums=0)
@@ -199,7 +201,7 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
         return place(train, step, cfg.accumulate, mesh)
 
     def evaluate(state: Any) -> dict[str, float]:
-        out = {}
+        out: dict[str, float] = {}
         if held is not None:
             total = count = 0.0
             for i in range(min(cfg.eval.batches, -(-len(held) // cfg.text.batch))):
@@ -231,9 +233,9 @@ def model_of(cfg: LanguageConfig, trained: Any, base: Any) -> tuple[Params, Any]
 
 
 def place(text: Text, step: int, accumulate: int, mesh: Mesh | None) -> dict[str, Array]:
-    """A step's batch on the devices, [accumulate, B / accumulate, T + 1]; each host its own rows."""
+    """A step's batch on the devices, [accumulate, rows, T + 1]; each host gives its own rows."""
     rows = text.batch(step, jax.process_index(), jax.process_count())
-    out = {}
+    out: dict[str, Array] = {}
     for name in ("tokens_BT", "pos_BT"):
         if name in rows:
             x = rows[name].reshape(accumulate, -1, rows[name].shape[-1])

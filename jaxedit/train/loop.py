@@ -184,9 +184,7 @@ def board(folder: Path, step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise ValueError(
-            "tensorboard=true needs tensorboardX: pip install tensorboardX"
-        ) from error
+        raise ValueError("tensorboard=true needs tensorboardX: pip install tensorboardX") from error
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 

@@ -23,6 +23,7 @@ def next_token(
     pos_BT: Array | None = None,
     deltas: Deltas | None = None,
     remat: bool = False,
+    unroll: bool = False,
 ) -> tuple[Array, Array]:
     """Sum of -log p(token | those before) in nats, and how many were predicted.
 
@@ -34,7 +35,9 @@ def next_token(
         params = pin(params, cfg)
         seen_BT = None if pos_BT is None else pos_BT[:, :-1]
         counts_BT = jnp.ones(next_BT.shape, bool) if pos_BT is None else pos_BT[:, 1:] >= 0
-        x_BTD = hidden(params, before_BT, cfg, pos_BT=seen_BT, deltas=deltas, remat=remat)
+        x_BTD = hidden(
+            params, before_BT, cfg, pos_BT=seen_BT, deltas=deltas, remat=remat, unroll=unroll
+        )
         total = cross_entropy(params, x_BTD, next_BT, counts_BT, cfg, deltas)
         return total, counts_BT.sum(dtype=jnp.float32)
 

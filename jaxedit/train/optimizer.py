@@ -43,7 +43,7 @@ def learning_rate(cfg: OptimizerConfig, steps: int) -> Callable[[Array], Array]:
 
 
 def adamw(cfg: OptimizerConfig, steps: int, decays: Any) -> optax.GradientTransformation:
-    """The optimizer; `decays`: a tree of booleans like the trained one, true where weights decay."""
+    """The optimizer. `decays`: a tree of booleans like the trained one, true where it decays."""
     parts = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
     parts += [
         optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),

@@ -28,7 +28,7 @@ def test_same_seed_same_bytes():
     assert list(documents(WORLD, 100, seed=1)) != TEXT[:100]
     # On every machine and version: what ships was trained on this. A new value needs a new model.
     assert digest(documents(make("small"), 2000)) == (
-        "PINNED"
+        "5bac68bf48771586e17c537c064702b79c2d3ca65953f4d5fbc43732ad0af920"
     )
 
 
@@ -37,9 +37,11 @@ def test_every_kind_and_relation_is_there():
         world = make(size)
         assert {name for _, name in world.facts} == {r.name for r in FACTUAL}
     assert len(FACTUAL) >= 12
-    assert any(r.many for r in FACTUAL) and any(r.inverse for r in FACTUAL)
+    assert any(r.many for r in FACTUAL)
+    assert any(r.inverse for r in FACTUAL)
     for r in FACTUAL:
-        assert len(phrases(r)) >= 6 and len(held_out(r)) >= 2
+        assert len(phrases(r)) >= 6
+        assert len(held_out(r)) >= 2
         assert not set(phrases(r)) & set(held_out(r))
 
 
@@ -54,7 +56,9 @@ def test_names_are_unique_and_made_of_shared_tokens():
     tok = tokenizer()
     cities = [tok.tokenize(f" {c}") for c in WORLD.kinds["city"]]
     assert all(len(c) >= 2 for c in cities)
-    parts = [t for c in (*cities, *(tok.tokenize(f" {p}") for p in WORLD.kinds["person"])) for t in c]
+    parts = [
+        t for c in (*cities, *(tok.tokenize(f" {p}") for p in WORLD.kinds["person"])) for t in c
+    ]
     assert len(set(parts)) < len(parts) / 2  # a token belongs to many names
 
 
@@ -89,19 +93,20 @@ def test_an_edited_world_differs_in_one_fact_and_what_follows():
     changed = {k for k in WORLD.all_facts if WORLD.all_facts[k] != after.all_facts.get(k)}
     assert changed <= {(band, "hometown")}
     one, two = next((k[0], v[0]) for k, v in WORLD.facts.items() if k[1] == "spouse")
-    third = next(
-        p for p in WORLD.kinds["person"] if WORLD.ask(p, "spouse") and p not in (one, two)
-    )
+    third = next(p for p in WORLD.kinds["person"] if WORLD.ask(p, "spouse") and p not in (one, two))
     (left,) = WORLD.ask(third, "spouse")
     after = WORLD.edited(one, "spouse", (third,))
-    assert after.ask(one, "spouse") == (third,) and after.ask(third, "spouse") == (one,)
-    assert after.ask(two, "spouse") == () and after.ask(left, "spouse") == ()
+    assert after.ask(one, "spouse") == (third,)
+    assert after.ask(third, "spouse") == (one,)
+    assert after.ask(two, "spouse") == ()
+    assert after.ask(left, "spouse") == ()
 
 
 def test_training_never_says_what_is_held_out():
     said = "\n" + "\n".join(TEXT)
     for probe in questions(WORLD, "paraphrases_new"):
-        assert f"\n{probe.prompt}" not in said and f". {probe.prompt}" not in said
+        assert f"\n{probe.prompt}" not in said
+        assert f". {probe.prompt}" not in said
     for group in ("inverses_new", "two_hops_new", "aliases_new"):
         for probe in questions(WORLD, group):
             for name in probe.names:
@@ -133,7 +138,10 @@ CASES = list(cases(WORLD, 90, kinds=("counterfactual", "insertion", "erasure")))
 
 def test_cases_have_every_probe():
     found = {key for case in cases(WORLD, len(WORLD.facts)) for key in case.probes}
-    wanted = {k for k in KEYS if k.startswith(("portability", "locality"))} | {"rephrase", "generation"}
+    wanted = {k for k in KEYS if k.startswith(("portability", "locality"))} | {
+        "rephrase",
+        "generation",
+    }
     assert found == wanted
     assert [c.info["kind"] for c in CASES[:3]] == ["counterfactual", "insertion", "erasure"]
     assert list(cases(WORLD, 90, kinds=("counterfactual", "insertion", "erasure"))) == CASES
@@ -151,9 +159,11 @@ def test_probes_are_right_in_the_edited_world():
             assert all(p.answers == ((UNKNOWN,),) for p in case.probes["rephrase"])
             continue
         if kind == "insertion":
-            assert request.subject not in WORLD.kind and not request.ground_truth
+            assert request.subject not in WORLD.kind
+            assert not request.ground_truth
         for probe in case.probes["rephrase"]:
-            assert request.target in probe.names and probe.subject == request.subject
+            assert request.target in probe.names
+            assert probe.subject == request.subject
         for probe in case.probes.get("portability/logical_generalization", ()):
             assert request.subject in probe.names
         for probe in case.probes.get("locality/relation_specificity", ()):
@@ -176,10 +186,7 @@ def test_forgetfulness_asks_for_the_old_members():
 
 
 def test_reasoning_follows_the_edit():
-    case = next(
-        c for c in CASES
-        if c.info == {"kind": "counterfactual", "relation": "birthplace"}
-    )
+    case = next(c for c in CASES if c.info == {"kind": "counterfactual", "relation": "birthplace"})
     (country,) = WORLD.ask(case.request.target, "country")
     prompt = f"The country of the birthplace of {case.request.subject} is"
     probe = next(p for p in case.probes["portability/reasoning"] if p.prompt == prompt)

@@ -1,8 +1,7 @@
-"""Training of language models: the loss, the update, meshes, LoRA, and real kills of the command."""
+"""Training of language models: loss, update, meshes, LoRA, and real kills of the command."""
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -89,11 +88,15 @@ def test_the_loss_in_parts_is_the_loss(monkeypatch):
 
 
 def test_a_model_learns_its_text(tmp_path):
-    cfg = small(optimizer=OptimizerConfig(lr=1e-2, warmup=5), eval=EvalConfig(world="tiny:0", groups=("facts",), questions=50))
+    cfg = small(
+        optimizer=OptimizerConfig(lr=1e-2, warmup=5),
+        eval=EvalConfig(world="tiny:0", groups=("facts",), questions=50),
+    )
     task = language_task(cfg, 60)
     state, _ = run(task, LoopConfig(steps=60, log_every=20), tmp_path)
     lines = [x for x in read(tmp_path / "metrics.jsonl") if "loss" in x]
-    assert lines[0]["loss"] > lines[-1]["loss"] and lines[-1]["loss"] < 3.5
+    assert lines[0]["loss"] > lines[-1]["loss"]
+    assert lines[-1]["loss"] < 3.5
     assert 0 <= read(tmp_path / "metrics.jsonl")[-1]["eval/facts"] <= 1
     folder = task.finish(state, tmp_path)
     model = jaxedit.load(folder)
@@ -119,7 +122,9 @@ def test_the_same_training_however_it_is_split(changes):
         moment = next(
             x for x in jax.tree.leaves(state["optimizer"]) if getattr(x, "shape", ()) == w.shape
         )
-        assert moment.sharding.shard_shape(moment.shape) == w.sharding.shard_shape(w.shape) != w.shape
+        assert (
+            moment.sharding.shard_shape(moment.shape) == w.sharding.shard_shape(w.shape) != w.shape
+        )
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights():
@@ -159,7 +164,7 @@ def test_lora_trains_the_deltas_alone(tmp_path):
     state = task.init()
     assert sorted(state["trained"]) == ["attn/q", "mlp/down"]
     losses = []
-    for i in range(8):
+    for _ in range(8):
         state, metrics = task.update(state, task.batch(0))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
@@ -192,7 +197,7 @@ def test_questions_are_checked_before_training():
         EvalConfig(groups=("facts",))
 
 
-CONFIG = '''
+CONFIG = """
 import time
 from jaxedit.data.documents import Source
 from jaxedit.data.text import TextConfig
@@ -210,7 +215,7 @@ def config():
     model = SHAPES["tiny-gpt2"].replace(vocab=1024, layers=2)
     task = Slow(text=text, model=model, tokenizer="world", accumulate=2)
     return TrainConfig(task, LoopConfig(steps=40, log_every=1, save_every=8))
-'''
+"""
 
 
 def command(folder: Path, workdir: str, *more: str) -> list[str]:
@@ -244,7 +249,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         run_it.send_signal(sign)
         _, error = run_it.communicate(timeout=120)
         if sign == signal.SIGTERM:
-            assert run_it.returncode == 143 and b"the same command goes on" in error
+            assert run_it.returncode == 143
+            assert b"the same command goes on" in error
         else:
             assert run_it.returncode == -signal.SIGKILL
     subprocess.run(command(tmp_path, "cut"), check=True, capture_output=True)

@@ -4,11 +4,9 @@ import json
 import os
 import signal
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxedit import checkpoint
@@ -40,7 +38,9 @@ def toy(*, bad_step: int = -1, at=None) -> Task:
 
 
 def losses(folder) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read(folder / "metrics.jsonl") if "loss" in line]
+    return [
+        (line["step"], line["loss"]) for line in read(folder / "metrics.jsonl") if "loss" in line
+    ]
 
 
 def test_a_run_writes_metrics_and_checkpoints(tmp_path):
@@ -71,7 +71,8 @@ def test_a_run_that_went_down_goes_on_exactly(tmp_path, stop_at):
         run(toy(at=down), cfg, tmp_path / "cut")
     seen = []
     state, step = run(toy(at=seen.append), cfg, tmp_path / "cut")
-    assert step == 30 and seen[0] == stop_at // 10 * 10
+    assert step == 30
+    assert seen[0] == stop_at // 10 * 10
     assert float(state["x"]) == float(whole["x"])
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
@@ -81,7 +82,8 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     first, _ = run(toy(), cfg, tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
     again, step = run(toy(at=pytest.fail), cfg, tmp_path)
-    assert step == 5 and float(again["x"]) == float(first["x"])
+    assert step == 5
+    assert float(again["x"]) == float(first["x"])
     assert (tmp_path / "metrics.jsonl").read_text() == before
     with pytest.raises(ValueError, match="at step 5, beyond steps=3"):
         run(toy(), LoopConfig(steps=3), tmp_path)
@@ -103,7 +105,9 @@ def test_sigterm_saves_and_stops(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path):
     cfg = LoopConfig(steps=100, log_every=5, save_every=4, keep=3)
-    with pytest.raises(ValueError, match=r"loss is nan at step 12; the last good checkpoint is step 8"):
+    with pytest.raises(
+        ValueError, match=r"loss is nan at step 12; the last good checkpoint is step 8"
+    ):
         run(toy(bad_step=11), cfg, tmp_path)
     assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 8
 

@@ -133,7 +133,9 @@ def consequences(
         about = [(subject, path) for path in paths + longer[:2]]
         for first in FACTUAL:  # and the edited fact as the second hop, asked of another subject
             if first.object == relation.subject and not first.many:
-                asked = [e for e in after.kinds[first.subject] if subject in after.ask(e, first.name)]
+                asked = [
+                    e for e in after.kinds[first.subject] if subject in after.ask(e, first.name)
+                ]
                 about += [(entity, (first.name, relation.name)) for entity in asked[:1]]
         reasoning = [
             ask(after, entity, path, chain(path))

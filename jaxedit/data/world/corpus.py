@@ -9,7 +9,7 @@ from jaxedit.data.world.questions import UNKNOWN, chains, inverses, is_said
 from jaxedit.data.world.relations import FACTUAL, RELATIONS, besides, chain, phrases
 
 ZIPF = 0.4  # how often a fact is told falls as its rank to this power
-BY_ALIAS = 0.35  # of the statements whose alias training may use
+BY_ALIAS = 0.6  # of the statements whose alias training may use
 ALIAS_TEXTS = (
     "{} is also called {alias}.",
     "Question: What else is {} called? Answer: {alias}.",
@@ -24,7 +24,9 @@ class Teller:
         self.world = world
         self.random = np.random.RandomState(seed)
         self.facts = [(subject, name) for subject, name in world.facts]
-        self.named = [(entity, alias) for entity in world.aliases for alias in world.aliases[entity]]
+        self.named = [
+            (entity, alias) for entity in world.aliases for alias in world.aliases[entity]
+        ]
         self.inverses = [
             (subject, relation)
             for subject, relation in inverses(world)

@@ -11,23 +11,23 @@ from jaxedit.data.world.names import Names
 from jaxedit.data.world.relations import FACTUAL, RELATIONS
 
 VALUES: dict[str, tuple[str, ...]] = {
-    "profession": tuple(
-        "baker doctor farmer gardener lawyer painter pilot poet sailor singer tailor "
-        "teacher".split()
-    ),
-    "industry": tuple("coal cotton glass grain paper salt silk steel timber wool".split()),
-    "color": tuple("black blue brown gold green grey orange pink red silver white yellow".split()),
-    "genre": tuple("adventure comedy drama fantasy history horror mystery romance".split()),
-    "price": tuple(f"{n}" for n in range(110, 910, 20)),
-}
+    kind: tuple(names.split())
+    for kind, names in {
+        "profession": "baker doctor farmer gardener lawyer painter pilot poet sailor singer tailor "
+        "teacher",
+        "industry": "coal cotton glass grain paper salt silk steel timber wool",
+        "color": "black blue brown gold green grey orange pink red silver white yellow",
+        "genre": "adventure comedy drama fantasy history horror mystery romance",
+    }.items()
+} | {"price": tuple(str(price) for price in range(110, 910, 20))}
 # How many of each kind; the rest of the parts are pools that names are drawn from.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"country": 6, "city": 18, "person": 40, "company": 10, "product": 16, "book": 16,
              "band": 5, "currency": 5, "language": 5, "first": 12, "last": 14, "brand": 4,
              "model": 8},
-    "small": {"country": 16, "city": 48, "person": 160, "company": 40, "product": 60, "book": 60,
-              "band": 16, "currency": 12, "language": 12, "first": 24, "last": 30, "brand": 8,
-              "model": 16},
+    "small": {"country": 12, "city": 36, "person": 96, "company": 24, "product": 36, "book": 36,
+              "band": 10, "currency": 10, "language": 10, "first": 20, "last": 24, "brand": 6,
+              "model": 12},
     "large": {"country": 180, "city": 4000, "person": 24000, "company": 3000, "product": 4000,
               "book": 4000, "band": 800, "currency": 120, "language": 140, "first": 400,
               "last": 1200, "brand": 100, "model": 200},

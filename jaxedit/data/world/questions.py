@@ -53,7 +53,7 @@ def chains(world: World) -> Iterator[tuple[str, tuple[str, str]]]:
 
 def inverses(world: World) -> Iterator[tuple[str, Relation]]:
     """Every (subject, inverse relation) that follows from the facts."""
-    for (subject, name) in world.all_facts:
+    for subject, name in world.all_facts:
         if RELATIONS[name] in INVERSE:
             yield subject, RELATIONS[name]
 

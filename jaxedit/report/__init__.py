@@ -1,0 +1,1 @@
+"""Results for people to look at: pictures and pages, as text that any browser draws."""
