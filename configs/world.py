@@ -32,7 +32,7 @@ def config(preset: str = "small") -> TrainConfig:
         model=model,
         tokenizer="world-bos" if llama else "world",
         optimizer=OptimizerConfig(
-            lr=4e-3, warmup=200, schedule="linear", final=0.02, beta2=0.98, weight_decay=0.02
+            lr=4e-3, warmup=200, schedule="linear", final=0.02, beta2=0.98, weight_decay=0.1
         ),
         eval=EvalConfig(world=f"{size}:0", groups=tuple(GROUPS)),
         unroll=True,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxedit.base import Cache, Dense, LowRank, Output, Write
+    from jaxedit.data.cases import EditCase, EditRequest
     from jaxedit.edit.record import Edit
     from jaxedit.hf.load import load
     from jaxedit.hf.save import save
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # Imported at first use: `jaxedit --help` need not wait for jax, nor a kernel for transformers.
 HOME = {
     "base": ("Cache", "Dense", "LowRank", "Output", "Write"),
+    "data.cases": ("EditCase", "EditRequest"),
     "edit.record": ("Edit",),
     "hf.load": ("load",),
     "hf.save": ("save",),
@@ -32,6 +34,8 @@ __all__ = [
     "Cache",
     "Dense",
     "Edit",
+    "EditCase",
+    "EditRequest",
     "LowRank",
     "Model",
     "ModelConfig",

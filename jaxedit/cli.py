@@ -19,10 +19,13 @@ from typing import Any, NoReturn
 
 from jaxedit import settings
 
+# Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # The verbs of the console script: where each lives, and what it does. Imported only when chosen.
 VERBS = {
     "info": ("jaxedit.console:info", "what a model folder is: family, sizes, parameters, memory"),
     "generate": ("jaxedit.console:generate", "continue prompts with a model"),
+    "data": ("jaxedit.console:data", "read a published dataset: what is in it, what was left out"),
 }
 
 

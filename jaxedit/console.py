@@ -1,6 +1,9 @@
-"""Everyday commands with plain flags: `jaxedit info MODEL`, `jaxedit generate --model MODEL`."""
+"""Everyday commands with plain flags: `jaxedit info MODEL`, `jaxedit generate --model MODEL`,
+`jaxedit data NAME SOURCE`.
+"""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -13,8 +16,6 @@ from jaxedit import cli
 from jaxedit.progress import Meter, is_first, size
 
 MODEL = "a Hugging Face folder or hub name, or a checkpoint of jaxedit"
-# Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def info(argv: Sequence[str]) -> None:
@@ -150,3 +151,22 @@ def generate(argv: Sequence[str]) -> None:
             print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
         else:
             print(f"{prompt}{bold}{text}{plain}")
+
+
+def data(argv: Sequence[str]) -> None:
+    """Reads a published dataset and says what is in it and which rows were left out, and why."""
+    from jaxedit.data.read import READERS, read
+
+    ap = cli.Parser("jaxedit data", description=data.__doc__)
+    ap.add_argument("name", help=", ".join(READERS))
+    ap.add_argument("source", help="a file, a folder, or a dataset of the hub")
+    ap.add_argument("--split", help="train, validation, test: files whose names say so")
+    ap.add_argument(
+        "--show", type=int, default=1, metavar="N", help="print the first N (default 1)"
+    )
+    ap.add_argument("--skipped", type=int, default=5, metavar="N", help="reasons (default 5)")
+    args = ap.parse_args(argv)
+    found = read(args.name, args.source, args.split)
+    for item in found.items[: args.show]:
+        print(json.dumps(dataclasses.asdict(item), indent=2, ensure_ascii=False))
+    print(found.report(args.skipped))

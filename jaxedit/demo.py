@@ -9,21 +9,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxedit
-from jaxedit import LowRank, Model, Write, merge
+from jaxedit import LowRank, Model, Write, cli, merge
 from jaxedit.base import Array, Deltas
 from jaxedit.checksum import checksum
 from jaxedit.data.cases import EditCase, EditRequest
 from jaxedit.data.requests import EditBatch, edit_batches
-from jaxedit.data.world import World, cases, documents, make
+from jaxedit.data.world.cases import cases
+from jaxedit.data.world.corpus import documents
+from jaxedit.data.world.facts import World, make
 from jaxedit.edit.record import Edit, origin
 from jaxedit.evaluate.exact import exact
 from jaxedit.models.specs import count
 from jaxedit.report import html, plots
 
 LAYER = 1  # whose MLP is edited: the trace shows where the subject's last token is read
-STEPS, RATE = 40, 0.5  # of the search for a value
+STEPS, RATE = 40, 1.0  # of the search for a value
 OUT = Path("runs/demo")
 ASKED = {  # what is asked before and after, by the keys of a case's probes
     "the edit itself": "",
@@ -66,6 +69,7 @@ def main() -> None:
     edited = edit.merge(model)
     kept = merge.original(model.params, edit.deltas)
     back = checksum(merge.restore(edited.params, kept)) == checksum(model.params)
+    OUT.mkdir(parents=True, exist_ok=True)
     edit.save(OUT / "edit.safetensors")
     size = (OUT / "edit.safetensors").stat().st_size
     undone = f"undo: the edit is a file of {size:,} bytes; undone, every bit is back: {back}"
@@ -147,33 +151,53 @@ def rank_one(model: Model, request: EditRequest, texts: Sequence[str]) -> Edit:
     second = keys.T @ keys / (pos >= 0).sum()
     ridge = 1e-3 * jnp.trace(second) / cfg.mlp
     a = jnp.linalg.solve(second + ridge * jnp.eye(cfg.mlp), key)
-    value = find_value(model, batch, at)
+    value = find_value(model, request, batch, at)
     delta = LowRank((a / (a @ key))[None, :, None], value[None, None], jnp.array([LAYER]))
     about = origin(model, method="rank-one", request=request)
     return Edit(deltas={"mlp/down": delta}, provenance=about)
 
 
-def find_value(model: Model, batch: EditBatch, at: Array) -> Array:
-    """What to add to the MLP's output at the subject's last token so that the target follows."""
-    here = (jnp.arange(batch.tokens_BT.shape[1]) == at)[None]
+def find_value(model: Model, request: EditRequest, batch: EditBatch, at: Array) -> Array:
+    """What to add to the MLP's output at the subject's last token so that the target follows, while
+    what the model says of the subject in general stays.
+    """
+    params, cfg = model.params, model.cfg
     next_BT = jnp.roll(jnp.asarray(batch.tokens_BT), -1, 1)
+    general = [EditRequest(text, request.subject, ".") for text in ("{}'s", "{} is")]
+    _, about = next(iter(edit_batches(model.tokenizer, general, size=2)))
+
+    def log_p(batch: EditBatch, at: Array, value: Array) -> Array:
+        here = (jnp.arange(batch.tokens_BT.shape[1]) == at)[None]
+        write = Write(here, value[None, None, None], jnp.array([LAYER]), add=True)
+        out = jaxedit.forward(
+            params, batch.tokens_BT, cfg, pos_BT=batch.pos_BT, writes={"mlp_down": write}
+        )
+        return jax.nn.log_softmax(out.logits)
+
+    subject = jnp.asarray(about.subject_B)[:, None]
+    last = lambda value: log_p(about, subject, value)[jnp.arange(2), about.prompt_B]
+    before = last(jnp.zeros(cfg.embed))
 
     def loss(value: Array) -> Array:
-        write = Write(here, value[None, None, None], jnp.array([LAYER]), add=True)
-        logits = jaxedit.forward(
-            model.params, batch.tokens_BT, model.cfg, pos_BT=batch.pos_BT,
-            writes={"mlp_down": write},
-        ).logits  # fmt: skip
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), next_BT[..., None], -1)[..., 0]
-        return -jnp.where(batch.target_BT, log_p, 0).sum() / batch.target_BT.sum()
+        said = jnp.take_along_axis(log_p(batch, at, value), next_BT[..., None], -1)[..., 0]
+        target = -jnp.where(batch.target_BT, said, 0).sum() / batch.target_BT.sum()
+        now = last(value)
+        drift = (jnp.exp(now) * (now - before)).sum(-1).mean()
+        return target + 0.1 * drift + 1e-4 * jnp.square(value).mean()
+
+    adam = optax.adam(RATE)
 
     @jax.jit
-    def descend(i: int, value: Array) -> Array:
-        gradient = jax.grad(loss)(value)
-        rate = RATE * (1 - i / STEPS)
-        return value - rate * gradient / (jnp.linalg.norm(gradient) + 1e-6)
+    def search(value: Array) -> Array:
+        def step(_: int, carry: tuple) -> tuple:
+            value, state = carry
+            with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+                change, state = adam.update(jax.grad(loss)(value), state)
+            return value + change, state
 
-    return jax.lax.fori_loop(0, STEPS, descend, jnp.zeros(model.cfg.embed))
+        return jax.lax.fori_loop(0, STEPS, step, (value, adam.init(value)))[0]
+
+    return search(jnp.zeros(cfg.embed))
 
 
 def ask(model: Model, case: EditCase, deltas: Deltas) -> list[Line]:
@@ -210,7 +234,6 @@ def write(
     request: EditRequest, effect: np.ndarray, tokens: list[str], lines: list[Line], undone: str
 ) -> None:
     """The picture and the page."""
-    OUT.mkdir(parents=True, exist_ok=True)
     rows = [f"layer {i}" for i in range(len(effect))]
     title = "Probability of the answer that one restored state brings back"
     picture = plots.heatmap(effect, tokens, rows, title=title)
@@ -228,4 +251,4 @@ def write(
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(cli.run(main))

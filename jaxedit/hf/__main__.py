@@ -8,7 +8,6 @@ command runs on each, with JAXEDIT_DISTRIBUTED=1, which the scripts in launch/ s
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,9 +15,6 @@ from pathlib import Path
 
 from jaxedit import cli
 from jaxedit.progress import Meter, is_first
-
-# Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

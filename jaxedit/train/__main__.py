@@ -4,15 +4,11 @@ The work directory gets config.json, metrics.jsonl, checkpoints/ and, at the end
 The same command goes on where a stopped run was; SIGTERM saves first.
 """
 
-import os
 import sys
 from pathlib import Path
 
 from jaxedit import cli, settings
 from jaxedit.progress import Meter, is_first
-
-# Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ class Names:
         self.random = random
         self.taken: set[str] = set()
 
-    def word(self, syllables: tuple[int, int] = (2, 3)) -> str:
+    def word(self, syllables: tuple[int, int]) -> str:
         count = self.random.randint(syllables[0], syllables[1] + 1)
         return "".join(SYLLABLES[self.random.randint(len(SYLLABLES))] for _ in range(count)).title()
 
@@ -27,7 +27,7 @@ class Names:
         raise ValueError("the world ran out of names: ask for fewer entities")
 
     def new(self) -> str:
-        return self.fresh(lambda attempt: self.word((2, 3 + attempt // 50)))
+        return self.fresh(lambda attempt: self.word((2, 2 + attempt // 10)))
 
     def pool(self, count: int) -> list[str]:
         """Parts of names, each used by many."""

@@ -1,0 +1,47 @@
+"""Every shipped configuration can be loaded, shown and changed from the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxedit import settings
+from jaxedit.train.loop import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+ALL = [f"{f}:{preset}" for f in FILES for preset in settings.load(str(f))[1]]
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: Path(spec).name)
+def test_a_preset_loads_and_can_be_changed(spec):
+    cfg, _ = settings.load(spec)
+    assert isinstance(cfg, TrainConfig)
+    changed = settings.override(cfg, ["loop.steps=7", "task.optimizer.lr=0.5", "task.mesh.data=2"])
+    assert changed.loop.steps == 7
+    assert changed.task.optimizer.lr == 0.5
+    assert changed.task.mesh.data == 2
+    assert settings.override(
+        cfg, ["task.text.source.paths=(a.jsonl,b.txt)"]
+    ).task.text.source.paths == (
+        "a.jsonl",
+        "b.txt",
+    )
+    assert "task.model.layers" in settings.table(cfg)
+
+
+def test_every_config_says_how_it_is_run():
+    for file in FILES:
+        text = file.read_text()
+        assert f"--config configs/{file.name}:" in text.split('"""')[1]
+
+
+def test_the_command_shows_a_config():
+    command = [sys.executable, "-m", "jaxedit.train", "--config", ALL[0], "--help"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "task.optimizer.lr" in out
+    command = [*command[:-1], "--set", "lrr=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no field 'lrr'" in done.stderr
