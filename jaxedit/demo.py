@@ -20,13 +20,15 @@ from jaxedit.data.requests import EditBatch, edit_batches
 from jaxedit.data.world.cases import cases
 from jaxedit.data.world.corpus import documents
 from jaxedit.data.world.facts import World, make
+from jaxedit.data.world.relations import FACTUAL, RELATIONS, phrases
 from jaxedit.edit.record import Edit, origin
 from jaxedit.evaluate.exact import exact
 from jaxedit.models.specs import count
 from jaxedit.report import html, plots
 
-LAYER = 1  # whose MLP is edited: the trace shows where the subject's last token is read
-STEPS, RATE = 40, 1.0  # of the search for a value
+LAYER = 0  # whose MLP is edited, at the subject's last token
+NOISE = 1.0  # on the subject in the trace, in standard deviations of the embeddings
+STEPS, RATE = 60, 1.0  # of the search for a value
 OUT = Path("runs/demo")
 ASKED = {  # what is asked before and after, by the keys of a case's probes
     "the edit itself": "",
@@ -63,7 +65,7 @@ def main() -> None:
     effect, tokens = trace(model, request)
     draw(effect)
     print(f"\nedit: “{request.text} {request.target}”, one rank in layer {LAYER}")
-    edit = rank_one(model, request, list(documents(world, 400, seed=1)))
+    edit = rank_one(model, case, list(documents(world, 400, seed=1)))
     lines = ask(model, case, edit.deltas)
     print("\n" + show(lines))
     edited = edit.merge(model)
@@ -106,7 +108,7 @@ def trace(model: Model, request: EditRequest) -> tuple[np.ndarray, list[str]]:
     subject = (column >= batch.subject_first_B[0]) & (column <= batch.subject_B[0])
     clean = jaxedit.forward(model.params, tokens, cfg, reads={"resid_post": None})
     noise = jax.random.normal(jax.random.key(1), (1, T, cfg.embed))
-    corrupt = Write(subject[None], 3 * model.params["embed"]["w"].std() * noise, add=True)
+    corrupt = Write(subject[None], NOISE * model.params["embed"]["w"].std() * noise, add=True)
     # one row per cell (layer, column): every restoration of the trace in one batch
     layer_R, column_R = (x.ravel() for x in np.mgrid[:L, :T])
     restore = Write(
@@ -128,15 +130,18 @@ def true_request(request: EditRequest) -> EditRequest:
     return EditRequest(request.prompt, request.subject, request.ground_truth[0])
 
 
-def rank_one(model: Model, request: EditRequest, texts: Sequence[str]) -> Edit:
+def rank_one(model: Model, case: EditCase, texts: Sequence[str]) -> Edit:
     """W + a b in one MLP: from the subject's key to a value that makes the target follow, and as
     little as can be for the keys of other text.
     """
-    cfg = model.cfg
-    # the subject after different beginnings, so that its key is not that of one context
-    contexts = ["", *(f"{text} " for text in texts[:7])]
-    asked = [EditRequest(c + request.prompt, request.subject, request.target) for c in contexts]
+    cfg, request = model.cfg, case.request
+    # asked in several ways, so that the key is not that of one context
+    relation = RELATIONS[case.info["relation"]]
+    asked = [dataclasses.replace(request, prompt=phrase) for phrase in phrases(relation)]
+    others = [phrases(r)[0] for r in FACTUAL if r.subject == relation.subject and r != relation]
+    kept = [EditRequest(phrase, request.subject, ".") for phrase in others]
     _, batch = next(iter(edit_batches(model.tokenizer, asked, size=len(asked))))
+    _, about = next(iter(edit_batches(model.tokenizer, kept, size=len(kept))))
     at = jnp.asarray(batch.subject_B)[:, None]
     reads = {"mlp_key": at}
     seen = jaxedit.forward(model.params, batch.tokens_BT, cfg, pos_BT=batch.pos_BT, reads=reads)
@@ -151,22 +156,21 @@ def rank_one(model: Model, request: EditRequest, texts: Sequence[str]) -> Edit:
     second = keys.T @ keys / (pos >= 0).sum()
     ridge = 1e-3 * jnp.trace(second) / cfg.mlp
     a = jnp.linalg.solve(second + ridge * jnp.eye(cfg.mlp), key)
-    value = find_value(model, request, batch, at)
+    value = find_value(model, batch, about)
     delta = LowRank((a / (a @ key))[None, :, None], value[None, None], jnp.array([LAYER]))
     about = origin(model, method="rank-one", request=request)
     return Edit(deltas={"mlp/down": delta}, provenance=about)
 
 
-def find_value(model: Model, request: EditRequest, batch: EditBatch, at: Array) -> Array:
-    """What to add to the MLP's output at the subject's last token so that the target follows, while
-    what the model says of the subject in general stays.
+def find_value(model: Model, batch: EditBatch, about: EditBatch) -> Array:
+    """What to add to the MLP's output at the subject's last token so that the targets of `batch`
+    follow, while what the model says after the prompts of `about` stays.
     """
     params, cfg = model.params, model.cfg
     next_BT = jnp.roll(jnp.asarray(batch.tokens_BT), -1, 1)
-    general = [EditRequest(text, request.subject, ".") for text in ("{}'s", "{} is")]
-    _, about = next(iter(edit_batches(model.tokenizer, general, size=2)))
 
-    def log_p(batch: EditBatch, at: Array, value: Array) -> Array:
+    def log_p(batch: EditBatch, value: Array) -> Array:
+        at = jnp.asarray(batch.subject_B)[:, None]
         here = (jnp.arange(batch.tokens_BT.shape[1]) == at)[None]
         write = Write(here, value[None, None, None], jnp.array([LAYER]), add=True)
         out = jaxedit.forward(
@@ -174,16 +178,16 @@ def find_value(model: Model, request: EditRequest, batch: EditBatch, at: Array) 
         )
         return jax.nn.log_softmax(out.logits)
 
-    subject = jnp.asarray(about.subject_B)[:, None]
-    last = lambda value: log_p(about, subject, value)[jnp.arange(2), about.prompt_B]
+    rows = jnp.arange(len(about.prompt_B))
+    last = lambda value: log_p(about, value)[rows, about.prompt_B]
     before = last(jnp.zeros(cfg.embed))
 
     def loss(value: Array) -> Array:
-        said = jnp.take_along_axis(log_p(batch, at, value), next_BT[..., None], -1)[..., 0]
+        said = jnp.take_along_axis(log_p(batch, value), next_BT[..., None], -1)[..., 0]
         target = -jnp.where(batch.target_BT, said, 0).sum() / batch.target_BT.sum()
         now = last(value)
         drift = (jnp.exp(now) * (now - before)).sum(-1).mean()
-        return target + 0.1 * drift + 1e-4 * jnp.square(value).mean()
+        return target + drift + 1e-3 * jnp.square(value).mean()
 
     adam = optax.adam(RATE)
 

@@ -436,3 +436,16 @@ def test_progress_goes_to_stderr(folder, capfd, monkeypatch):
     stdout, stderr = capfd.readouterr()
     assert stdout == want
     assert "reading: 100%  37,152 of 37,152 weights, in 0:0" in stderr
+
+
+def test_data_says_what_is_in_a_file_and_what_was_left_out(tmp_path, capsys):
+    good = {"case_id": 1, "prompt": "Alba is in", "subject": "Alba", "target_new": "Rome",
+            "ground_truth": "Turin", "rephrase_prompt": "Alba lies in",
+            "locality_prompt": "Bra is in", "locality_ground_truth": "Turin"}  # fmt: skip
+    bad = good | {"subject": "Asti"}
+    (tmp_path / "counterfact-train.json").write_text(json.dumps([good, bad]))
+    assert cli.main(["data", "counterfact", str(tmp_path / "counterfact-train.json")]) == 0
+    out = capsys.readouterr().out
+    assert '"subject": "Alba"' in out
+    assert "1 read; left out: 1 rows" in out
+    assert "'Asti' does not occur in the prompt 'Alba is in'" in out
