@@ -1,6 +1,11 @@
-"""A small model that knows a small world: what ships inside the package.
+"""Small models that know a small world: what ships inside the package.
 
-python -m jaxedit.train --config configs/world.py:small
+    python -m jaxedit.train --config configs/world.py:small            GPT-2-style
+    python -m jaxedit.train --config configs/world.py:small-llama      Llama-style
+
+Hardware: two CPU cores, 10 minutes (6,000 to 11,000 tokens per second on a shared machine), seconds
+on a GPU. Result: 100 % of the facts exact, 99.9 % asked in words that training never used; the
+models' cards (jaxedit/assets) have the rest. `tiny` is a world for tests.
 """
 
 from jaxedit.data.documents import Source

@@ -95,8 +95,7 @@ def test_a_model_learns_its_text(tmp_path):
     task = language_task(cfg, 60)
     state, _ = run(task, LoopConfig(steps=60, log_every=20), tmp_path)
     lines = [x for x in read(tmp_path / "metrics.jsonl") if "loss" in x]
-    assert lines[0]["loss"] > lines[-1]["loss"]
-    assert lines[-1]["loss"] < 3.5
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
     assert 0 <= read(tmp_path / "metrics.jsonl")[-1]["eval/facts"] <= 1
     folder = task.finish(state, tmp_path)
     model = jaxedit.load(folder)
