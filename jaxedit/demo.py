@@ -158,8 +158,8 @@ def rank_one(model: Model, case: EditCase, texts: Sequence[str]) -> Edit:
     a = jnp.linalg.solve(second + ridge * jnp.eye(cfg.mlp), key)
     value = find_value(model, batch, about)
     delta = LowRank((a / (a @ key))[None, :, None], value[None, None], jnp.array([LAYER]))
-    about = origin(model, method="rank-one", request=request)
-    return Edit(deltas={"mlp/down": delta}, provenance=about)
+    provenance = origin(model, method="rank-one", request=request)
+    return Edit(deltas={"mlp/down": delta}, provenance=provenance)
 
 
 def find_value(model: Model, batch: EditBatch, about: EditBatch) -> Array:

@@ -18,6 +18,7 @@ import jaxedit
 from jaxedit.hf.save import save
 from jaxedit.models.generate import decode
 from jaxedit.models.specs import flatten
+from jaxedit.train.loop import read
 
 HERE = Path(__file__).parent
 SECONDS = 120  # a process that waits for the other one would wait for ever
@@ -137,3 +138,37 @@ def test_the_command_line_as_a_job_of_two_processes(source, tmp_path):
     assert "wrote" in first
     assert not second
     equal(jaxedit.load(tmp_path / "hf"), model)
+
+
+TRAINING = """
+from jaxedit.data.documents import Source
+from jaxedit.data.text import TextConfig
+from jaxedit.models.shapes import SHAPES
+from jaxedit.train.language import LanguageConfig, MeshConfig
+from jaxedit.train.loop import LoopConfig, TrainConfig
+
+def config():
+    text = TextConfig(Source(paths=("world:tiny:0:200",)), length=24, mode="documents", batch=8)
+    model = SHAPES["tiny-llama"].replace(vocab=1024, layers=2)
+    task = LanguageConfig(text, model, tokenizer="world", mesh=MeshConfig(data=2, fsdp=2))
+    return TrainConfig(task, LoopConfig(steps=6, log_every=1, save_every=3))
+"""
+
+
+def test_a_job_of_two_trains_as_one_process_does(tmp_path):
+    """The same command on two hosts and on one: the same losses and weights."""
+    (tmp_path / "config.py").write_text(TRAINING)
+    train = ["-m", "jaxedit.train", "--config", str(tmp_path / "config.py"), "--set"]
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    run_both(tmp_path, *train, f"workdir={tmp_path / 'two'}", JAXEDIT_DISTRIBUTED="1", **cache)
+    env = os.environ | cache | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    alone = [sys.executable, *train, f"workdir={tmp_path / 'one'}"]
+    subprocess.run(alone, env=env | {"JAX_PLATFORMS": "cpu"}, check=True, cwd=HERE.parent)
+    lines = [read(tmp_path / name / "metrics.jsonl") for name in ("two", "one")]
+    assert [line["step"] for line in lines[0]] == [1, 2, 3, 4, 5, 6]
+    for two, one in zip(*lines, strict=True):
+        np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    models = [jaxedit.load(tmp_path / name / "model") for name in ("two", "one")]
+    flat = [flatten(model.params) for model in models]
+    for path in flat[0]:
+        np.testing.assert_allclose(flat[0][path], flat[1][path], atol=1e-3)

@@ -26,7 +26,7 @@ from jaxedit.hf.save import save
 from jaxedit.models import specs
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import check_names, matrices
-from jaxedit.progress import Progress, quiet
+from jaxedit.progress import Progress, is_first, quiet
 from jaxedit.settings import Dtype
 from jaxedit.sharding import make_mesh
 from jaxedit.train.loop import Task
@@ -101,14 +101,14 @@ class LanguageConfig:
 
 
 def first_model(cfg: LanguageConfig, mesh: Mesh | None) -> Model:
-    """The model before the first step, with float32 weights."""
+    """The model before the first step. Weights that are trained are float32."""
     tokenizer = None
     if cfg.tokenizer in WORLD:
         tokenizer = world_tokenizer(bos=cfg.tokenizer == "world-bos")
     elif cfg.tokenizer:
         tokenizer = read_tokenizer(find(cfg.tokenizer))
     if cfg.start:
-        model = load(cfg.start, mesh, "float32")
+        model = load(cfg.start, mesh, cfg.dtype if cfg.lora else "float32")
         model = model._replace(tokenizer=tokenizer or model.tokenizer)
     else:
         assert cfg.model is not None
@@ -269,5 +269,6 @@ def finish(cfg: LanguageConfig, model: Model, state: Any, folder: Path) -> Path:
         return folder / "model"
     deltas = scaled(state["trained"], cfg.lora.alpha / cfg.lora.rank)
     about = origin(model, method="lora", config=dataclasses.asdict(cfg))
-    Edit(deltas=deltas, provenance=about).save(folder / "edit.safetensors")
+    if is_first():  # every host has all of the deltas
+        Edit(deltas=deltas, provenance=about).save(folder / "edit.safetensors")
     return folder / "edit.safetensors"
