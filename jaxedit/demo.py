@@ -239,7 +239,7 @@ def write(
 ) -> None:
     """The picture and the page."""
     rows = [f"layer {i}" for i in range(len(effect))]
-    title = "Probability of the answer that one restored state brings back"
+    title = "Probability of the answer, by the one state restored"
     picture = plots.heatmap(effect, tokens, rows, title=title)
     (OUT / "trace.svg").write_text(picture)
     head = ("asked", "prompt", "before", "after")

@@ -22,7 +22,8 @@ def heatmap(
     top = max(float(values.max()), 1e-9)
     left = 12 + 8 * max(map(len, rows))
     foot = 20 + round(6.5 * max(map(len, columns)))
-    W, H = left + width * CELL + 90, 40 + height * CELL + foot
+    W = left + max(width * CELL + 90, 9 * len(title))  # a bold letter is about nine pixels wide
+    H = 40 + height * CELL + foot
     out = [text(left, 22, title, size=FONT + 2, weight="bold")]
     for i, row in enumerate(rows):
         y = 40 + (height - 1 - i) * CELL

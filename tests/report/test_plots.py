@@ -25,6 +25,8 @@ def test_a_heatmap_has_a_cell_for_every_value():
     assert cells["a, layer 0: 0.000"] == plots.colour(0)
     words = [t.text for t in root.iter(f"{space}text")]
     assert {"x & y", "layer 0", "c"} <= set(words)
+    wide = plots.heatmap(values, ["a", "b", "c"], ["x", "y"], title="a title " * 9)
+    assert float(ElementTree.fromstring(wide).get("width")) > 8 * 72  # letters are 8 to 9 wide
     # everything is inside the picture
     width, height = float(root.get("width")), float(root.get("height"))
     for rect in root.iter(f"{space}rect"):
