@@ -4,9 +4,9 @@
     python -m jaxedit.train --config configs/world.py:small-llama      Llama-style
 
 Hardware: two CPU cores. `small` took 9.9 minutes at about 8,000 tokens per second; `small-llama` 16
-minutes of steps, at 8,700 tokens per second alone and half of that beside other work. Result: 100 % and
-99.7 % of the facts exact, 99.9 % and 99.7 % in phrasings that training never used; the models' cards
-(jaxedit/assets) have the rest. `tiny` is a world for tests.
+minutes of steps, at 8,700 tokens per second alone and half of that beside other work. Result: 100 %
+and 99.7 % of the facts exact, 99.9 % and 99.7 % in phrasings that training never used; the models'
+cards (jaxedit/assets) have the rest. `tiny` is a world for tests.
 """
 
 from jaxedit.data.documents import Source
