@@ -7,7 +7,7 @@
 Hardware: made for one H100 or H200 (bfloat16, 64 windows of 1,024 tokens a step); neither preset
 has been run on one yet, so no time and no loss is promised. DATA is any folder with English text as
 JSONL or plain files and GPT-2's tokenizer; 1.5 million documents of the large world state each of
-its 130,000 facts about ten times.
+its 130,000 facts about a dozen times.
 """
 
 from typing import Any

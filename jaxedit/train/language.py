@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxedit.base import Array, LowRank, Params
+from jaxedit.data.cases import Probe
 from jaxedit.data.text import Text, TextConfig
 from jaxedit.data.text import load as load_text
 from jaxedit.data.world.facts import make
@@ -143,6 +144,8 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
     """Training as the loop wants it. The state: what is trained, the optimizer's, the step."""
     mesh = cfg.mesh.make()
     model = first_model(cfg, mesh)
+    check_windows(cfg, model.cfg, mesh)
+    asked = sample(cfg.eval)
     train = load_text(cfg.text, model.tokenizer, progress=progress)
     held = None
     if cfg.text.held_out:
@@ -209,9 +212,10 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
                 loss, n = measure(state["trained"], base, {k: v[0] for k, v in parts.items()})
                 total, count = total + float(loss), count + float(n)
             out["loss"] = total / count
-        if cfg.eval.groups:
-            params, deltas = model_of(cfg, state["trained"], base)
-            out |= recall(model._replace(params=params), deltas, cfg.eval)
+        params, deltas = model_of(cfg, state["trained"], base)
+        knows = model._replace(params=params)
+        for group, some in asked.items():
+            out[group] = float(exact(knows, some, ending=".", deltas=deltas).mean())
         return out
 
     return Task(
@@ -247,16 +251,32 @@ def place(text: Text, step: int, accumulate: int, mesh: Mesh | None) -> dict[str
     return out
 
 
-def recall(model: Model, deltas: Any, cfg: EvalConfig) -> dict[str, float]:
-    """The share of each group of questions that is answered exactly."""
+def check_windows(cfg: LanguageConfig, model: ModelConfig, mesh: Mesh | None) -> None:
+    """Raises where the windows fit neither the model's positions nor the mesh."""
+    length, rows = cfg.text.length, cfg.text.batch // cfg.accumulate
+    if model.learned_pos and length > model.max_len:
+        raise ValueError(
+            f"windows of {length} tokens; {model.family} has {model.max_len} positions"
+        )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    if rows % parts:
+        raise ValueError(
+            f"{rows} windows at once (text.batch / accumulate): the mesh takes multiples of {parts}"
+        )
+
+
+def sample(cfg: EvalConfig) -> dict[str, list[Probe]]:
+    """What is asked at every evaluation: some questions of each group."""
+    if not cfg.groups:
+        return {}
     size, _, seed = cfg.world.partition(":")
-    world = make(size, int(seed or 0))
-    random = np.random.RandomState(0)
+    if not (seed or "0").isdigit():
+        raise ValueError(f"eval.world={cfg.world!r}: write SIZE:SEED, as small:0")
+    world, random = make(size, int(seed or 0)), np.random.RandomState(0)
     out = {}
     for group in cfg.groups:
         asked = questions(world, group)
-        some = [asked[i] for i in random.permutation(len(asked))[: cfg.questions]]
-        out[group] = float(exact(model, some, ending=".", deltas=deltas).mean())
+        out[group] = [asked[i] for i in random.permutation(len(asked))[: cfg.questions]]
     return out
 
 

@@ -91,7 +91,7 @@ def run(
                 step += 1
                 watch(step, metrics)
                 stopped = stop(step)
-                last = step == cfg.steps or stopped
+                last = step == cfg.steps
                 if step % cfg.log_every == 0 or last:
                     values = watch.finish()
                     now = time.perf_counter()
@@ -101,14 +101,15 @@ def run(
                     clock, at = now, step
                     log(step, values | rate)
                     progress(step, cfg.steps)
-                if step % cfg.save_every == 0 or last:
-                    watch.finish()  # nothing is saved after a loss that is not finite
-                    saved.save(step, state, metadata=dict(task.metadata))
                 due = cfg.eval_every and step % cfg.eval_every == 0
-                if task.evaluate and (due or step == cfg.steps):
+                if task.evaluate and (due or last):
                     found = task.evaluate(state)
                     log(step, {f"eval/{k}": float(v) for k, v in found.items()})
                     clock, at = time.perf_counter(), step
+                # last, so that whatever belongs to a saved step is on disk before it
+                if step % cfg.save_every == 0 or last or stopped:
+                    watch.finish()  # nothing is saved after a loss that is not finite
+                    saved.save(step, state, metadata=dict(task.metadata))
     return state, step
 
 

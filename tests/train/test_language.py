@@ -183,6 +183,10 @@ def test_lora_trains_the_deltas_alone(tmp_path):
     ({"tokenizer": ""}, "no tokenizer"),
     ({"model": SHAPE.replace(vocab=500)}, "tokens, the model 500"),
     ({"lora": LoraConfig(targets=("mlp/gate",))}, "mlp/gate"),
+    ({"model": SHAPE.replace(max_len=16)}, "windows of 32 tokens; gpt2 has 16 positions"),
+    ({"mesh": MeshConfig(data=8), "accumulate": 2}, "4 windows at once .* multiples of 8"),
+    ({"eval": EvalConfig(world="huge:0", groups=("facts",))}, "'huge': one of tiny, small"),
+    ({"eval": EvalConfig(world="tiny:x", groups=("facts",))}, "write SIZE:SEED"),
 ])  # fmt: skip
 def test_what_cannot_be_trained_is_told(changes, message):
     with pytest.raises(ValueError, match=message):

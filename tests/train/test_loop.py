@@ -103,6 +103,29 @@ def test_sigterm_saves_and_stops(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_stop_leaves_no_trace_in_the_metrics(tmp_path):
+    cfg = LoopConfig(steps=40, log_every=10, save_every=20)
+    run(toy(), cfg, tmp_path / "whole")
+    term = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 16 else None
+    assert run(toy(at=term), cfg, tmp_path / "cut")[1] == 17
+    run(toy(), cfg, tmp_path / "cut")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_kill_in_the_last_evaluation_does_not_lose_it(tmp_path):
+    cfg = LoopConfig(steps=10, log_every=5, save_every=5)
+
+    def down(_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(toy()._replace(evaluate=down), cfg, tmp_path)
+    run(toy(), cfg, tmp_path)
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "eval/x" in line] == [10]
+    assert [line["step"] for line in lines if "loss" in line] == [5, 10]
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good(tmp_path):
     cfg = LoopConfig(steps=100, log_every=5, save_every=4, keep=3)
     with pytest.raises(
