@@ -1,0 +1,60 @@
+"""What every editing method is: three pure functions, and what they want to be given.
+
+    editor = rome(RomeConfig(layer=5))
+    state = editor.init(key, model, stats)                  covariances, null spaces, …
+    result, state = editor.edit(state, params, batches)     all requests in one edit; a fold is
+                                                            sequential editing
+    result = editor.each(state, params, batches)            every request an edit of its own
+
+`batches` is a tuple of `data.aligned.Aligned`: requests of different lengths are different shapes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from flax import struct
+
+from jaxedit.base import Array, Delta, Params
+from jaxedit.data.aligned import ABOUT, Aligned, Token
+from jaxedit.data.contexts import ContextConfig
+from jaxedit.models.config import Model, ModelConfig
+
+State = Any
+Batches = Sequence[Aligned]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsConfig:
+    """The rows that a request becomes."""
+
+    contexts: ContextConfig = ContextConfig()
+    about: str | None = ABOUT  # asked of the subject, to keep what it is; None: no such row
+    token: Token = "subject_last"  # where the edit is
+
+
+@struct.dataclass
+class EditResult:
+    """Changes of weights, and what happened on the way, by request."""
+
+    deltas: dict[str, Delta]  # of `edit`: shared; of `each`: one per request, [n, N, …]
+    info: dict[str, Array]  # [N] each: "failed" is the step at which it failed, or -1
+    writes: dict[str, Any] = struct.field(default_factory=dict)  # as deltas; mostly none
+
+
+@struct.dataclass
+class Bare:
+    """The state of an editor that keeps nothing but the architecture."""
+
+    cfg: ModelConfig = struct.field(pytree_node=False)
+
+
+class Editor(NamedTuple):
+    init: Callable[[Array, Model, Any], State]  # key, model, Stats or None
+    edit: Callable[[State, Params, Batches], tuple[EditResult, State]]
+    each: Callable[[State, Params, Batches], EditResult]
+    rows: RowsConfig = RowsConfig()
+    stats: tuple[int, ...] = ()  # the layers whose second moments `init` wants
+    together: int = 0  # how many requests `edit` takes at once, 0: any number
+    # one step of training, state and metrics; trained editors only
+    update: Callable[[State, Params, Batches], tuple[State, dict[str, Array]]] | None = None
