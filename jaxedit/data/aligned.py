@@ -49,7 +49,7 @@ class Aligned:
         """Request n alone."""
         every = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         mine = {k: x[n : n + 1] for k, x in every.items() if k not in ("weight_C", "prefix")}
-        return self.replace(**mine)
+        return dataclasses.replace(self, **mine)
 
     @property
     def has_about(self) -> bool:
@@ -206,8 +206,10 @@ def align(some: Sequence[Tokens], count: int, groups: Groups) -> Aligned:
     if R > C:
         flat = np.concatenate([flat, at[:, C, :1]], 1)
     weight = [1 / (len(group) * len(groups)) for group in groups for _ in group]
-    arrays: Any = (tokens, pos, target, mask, flat.astype(np.int32), np.array(weight, np.float32))
-    return Aligned(*arrays, valid_N=np.arange(count) < len(some), prefix=P)
+    valid = np.arange(count) < len(some)
+    arrays: Any = (tokens, pos, target, mask, flat.astype(np.int32))
+    arrays += (np.array(weight, np.float32), valid, P)
+    return Aligned(*arrays)
 
 
 def wide(columns: int) -> int:

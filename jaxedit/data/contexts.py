@@ -35,6 +35,7 @@ class ContextConfig:
                 )
 
 
+BARE = ContextConfig()
 ROME = ContextConfig(lengths=((5, 10), (10, 10)))
 MEMIT = ContextConfig(lengths=((10, 5),), grouped=True)
 

@@ -17,7 +17,7 @@ from flax import struct
 
 from jaxedit.base import Array, Delta, Params
 from jaxedit.data.aligned import ABOUT, Aligned, Token
-from jaxedit.data.contexts import ContextConfig
+from jaxedit.data.contexts import BARE, ContextConfig
 from jaxedit.models.config import Model, ModelConfig
 
 State = Any
@@ -28,7 +28,7 @@ Batches = Sequence[Aligned]
 class RowsConfig:
     """The rows that a request becomes."""
 
-    contexts: ContextConfig = ContextConfig()
+    contexts: ContextConfig = BARE
     about: str | None = ABOUT  # asked of the subject, to keep what it is; None: no such row
     token: Token = "subject_last"  # where the edit is
 

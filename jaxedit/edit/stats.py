@@ -165,7 +165,9 @@ def load(source: str | os.PathLike, layers: Sequence[int]) -> Stats:
     published = {
         int(m[1]): f for f in files if f.suffix == ".npz" and (m := PUBLISHED.search(f.name))
     }
-    moments, counts, about = {}, set(), {}
+    moments: dict[int, Array] = {}
+    counts: set[int] = set()
+    about: dict[str, str] = {}
     for layer in layers:
         file = path / file_name(layer)
         if path.is_dir() and file.exists():

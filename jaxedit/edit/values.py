@@ -165,9 +165,9 @@ def _search(
     width = jax.eval_shape(partial(unembed, params, cfg=cfg), frozen.tail_NRTD[:, 0]).shape[-1]
     seen = {"loss": jnp.full((N, opt.steps), jnp.nan)}
     seen |= {s: jnp.full((N, opt.steps, h.shape[-1]), jnp.nan) for s, h in h0.items() if trace}
-    state = (jnp.int32(0), delta, (delta, delta), jnp.zeros((N, width)))
-    state += (jnp.zeros(N, bool), jnp.zeros(N, bool))
-    state += (jnp.ones(N, jnp.int32), jnp.full(N, -1, jnp.int32), seen)
+    never, none = jnp.zeros(N, bool), jnp.full(N, -1, jnp.int32)
+    base_NV, steps_N = jnp.zeros((N, width)), jnp.ones(N, jnp.int32)
+    state = (jnp.int32(0), delta, (delta, delta), base_NV, never, never, steps_N, none, seen)
     go_on = lambda s: (s[0] < opt.steps - 1) & ~s[5].all()
     i, delta, _, base_NV, easy_N, done_N, steps_N, failed_N, seen = jax.lax.while_loop(
         go_on, step, state
@@ -194,9 +194,10 @@ def freeze(params: Params, batch: Aligned, cfg: ModelConfig, layer: int) -> Froz
     )
     cache = init_cache(cfg, B, S, layers=cfg.layers - layer - 1)
     if P and layer + 1 < cfg.layers:
-        _, _, cache = run_blocks(
+        _, _, filled = run_blocks(
             params, x_BSD[:, :P], cfg, pos_BT=pos_BS[:, :P], start=layer + 1, cache=cache
         )
+        cache = filled or cache
     seen = {site: x[-1, :, 0].reshape(N, R, -1) for site, x in seen.items()}
     return Frozen(x_BSD[:, P:].reshape(N, R, S - P, -1), cache, seen)
 

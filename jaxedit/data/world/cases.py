@@ -55,9 +55,15 @@ def cases(
 def counterfactual(
     world: World, subject: str, relation: Relation, id: str, random: np.random.RandomState
 ) -> EditCase:
-    """Another object than the true one; one more of them where a relation has many."""
+    """Another object than the true one, which some fact has; one more of them where a relation has
+    many.
+    """
     true = world.ask(subject, relation.name)
-    others = [o for o in world.kinds[relation.object] if o not in (*true, subject)]
+    # a name that no text gives as an answer is none that the model could say
+    said = {
+        o for (_, name), objects in world.facts.items() if name == relation.name for o in objects
+    }
+    others = [o for o in world.kinds[relation.object] if o in said and o not in (*true, subject)]
     target = others[random.randint(len(others))]
     after = world.edited(subject, relation.name, (target, *true) if relation.many else (target,))
     request = request_for(relation, subject, target, world.answers(subject, relation.name))

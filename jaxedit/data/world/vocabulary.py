@@ -3,6 +3,7 @@ syllables of its names, so that a name is several tokens that it shares with oth
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -66,3 +67,14 @@ def tokenizer(*, bos: bool = False) -> Any:
         bos_token=BEGIN if bos else END,
         clean_up_tokenization_spaces=False,
     )
+
+
+def is_world(tokenizer: Any) -> bool:
+    """Is this the tokenizer of a world, also when it was read from a file."""
+    known = tokenizer is not None and {END, BEGIN} <= tokenizer.get_vocab().keys()
+    return known and tokenizer.get_vocab() == _vocabulary()
+
+
+@cache
+def _vocabulary() -> dict[str, int]:
+    return tokenizer().get_vocab()

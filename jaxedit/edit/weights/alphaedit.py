@@ -24,7 +24,7 @@ from jaxedit.edit.editor import Batches, Editor, EditResult, RowsConfig
 from jaxedit.edit.solve import Factored, Solved, factor, spread
 from jaxedit.edit.stats import Stats, need
 from jaxedit.edit.values import ValueConfig
-from jaxedit.edit.weights.memit import ROWS, VALUES, at_token, check_layers, distribute
+from jaxedit.edit.weights.memit import ROWS, VALUES, at_token, check_layers, distribute, usable
 from jaxedit.models.config import Model, ModelConfig
 
 matmul = partial(jnp.matmul, precision="highest")
@@ -81,17 +81,17 @@ def alphaedit(cfg: AlphaEditConfig) -> Editor:
 
     def edit(state: AlphaState, params: Params, batches: Batches) -> tuple[EditResult, AlphaState]:
         result = run(state, params, batches, apart=False)
+        change = result.deltas["mlp/down"]
+        assert isinstance(change, LowRank)
+        good_N1 = usable(result.info["failed"], batches)[:, None]
         memory_nFF = state.memory_nFF
         for i, layer in enumerate(cfg.layers):  # the keys as the edited model has them
             keys_NF, _ = at_token(
-                params, batches, state.cfg, result.deltas["mlp/down"], layer, cfg.layers[-1],
-                "resid_post",
-            )  # fmt: skip
-            good_N = jnp.concatenate([jnp.asarray(b.valid_N) for b in batches])
-            good_N &= result.info["failed"] < 0
-            keys_NF = jnp.where(good_N[:, None], keys_NF, 0)
+                params, batches, state.cfg, change, layer, cfg.layers[-1], "resid_post"
+            )
+            keys_NF = jnp.where(good_N1, keys_NF, 0)
             memory_nFF = memory_nFF.at[i].add(matmul(keys_NF.T, keys_NF))
-        return result, state.replace(memory_nFF=memory_nFF)
+        return result, dataclasses.replace(state, memory_nFF=memory_nFF)
 
     def each(state: AlphaState, params: Params, batches: Batches) -> EditResult:
         if cfg.protocol == "paper":

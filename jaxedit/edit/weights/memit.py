@@ -86,7 +86,7 @@ def family(
 
     def run(state: MemitState, params: Params, batches: Batches, apart: bool) -> EditResult:
         found = values.search(params, batches, state.cfg, layers[-1], sites, values_cfg)
-        count = jnp.int32(1) if apart else usable(found, batches).sum()
+        count = jnp.int32(1) if apart else usable(found.failed_N, batches).sum()
         directions = lambda i, keys_FN: spread(state.covs[i], keys_FN, weight(count), apart=apart)
         return distribute(
             params, batches, state.cfg, layers, found, directions, site=sites[0], power=power,
@@ -112,7 +112,7 @@ def distribute(
     apart: bool,
 ) -> EditResult:
     """The changes of all layers, each made on the model that the ones before it left."""
-    good_N = usable(found, batches)
+    good_N = usable(found.failed_N, batches)
     goal_ND = found.found[site]
     N, F, D = len(good_N), cfg.mlp, cfg.embed
     a_nFN, b_nND = jnp.zeros((len(layers), F, N)), jnp.zeros((len(layers), N, D))
@@ -133,9 +133,9 @@ def distribute(
     return EditResult({"mlp/down": lay_out(a_nFN, b_nND, numbers, apart)}, info)
 
 
-def usable(found: Values, batches: Batches) -> Array:
+def usable(failed_N: Array, batches: Batches) -> Array:
     """Requests that are real, and whose search went well, [N]."""
-    return jnp.concatenate([jnp.asarray(b.valid_N) for b in batches]) & (found.failed_N < 0)
+    return jnp.concatenate([jnp.asarray(b.valid_N) for b in batches]) & (failed_N < 0)
 
 
 def lay_out(a_nFN: Array, b_nND: Array, layers: Array, apart: bool) -> LowRank:

@@ -57,23 +57,23 @@ def rome(cfg: RomeConfig) -> Editor:
             factored(stats, cfg.layer, cfg.ridge) if cfg.covariance else None, model.cfg
         )
 
-    def each(state: RomeState, params: Params, batches: Batches) -> EditResult:
+    def run(state: RomeState, params: Params, batches: Batches) -> tuple[Array, Array, dict]:
         found = values.search(params, batches, state.cfg, cfg.layer, ("mlp_down",), cfg.values)
         weight_C = jnp.asarray(batches[0].weight_C)
         a_NF, b_ND, error_N = rank_one(found, weight_C, state.cov, cfg.key)
-        layers = jnp.array([cfg.layer])
+        size_N = jnp.linalg.norm(a_NF, axis=-1) * jnp.linalg.norm(b_ND, axis=-1)
         info = {"loss": found.loss_N, "steps": found.steps_N, "failed": found.failed_N}
-        info["error"] = error_N
-        info["norm"] = jnp.linalg.norm(a_NF, axis=-1) * jnp.linalg.norm(b_ND, axis=-1)
-        return EditResult(
-            {"mlp/down": LowRank(a_NF[None, :, :, None], b_ND[None, :, None], layers)}, info
-        )
+        return a_NF, b_ND, info | {"error": error_N, "norm": size_N}
+
+    def each(state: RomeState, params: Params, batches: Batches) -> EditResult:
+        a_NF, b_ND, info = run(state, params, batches)
+        change = LowRank(a_NF[None, :, :, None], b_ND[None, :, None], jnp.array([cfg.layer]))
+        return EditResult({"mlp/down": change}, info)
 
     def edit(state: RomeState, params: Params, batches: Batches) -> tuple[EditResult, RomeState]:
-        result = each(state, params, batches)
-        d = result.deltas["mlp/down"]
-        first = LowRank(d.a[:, 0], d.b[:, 0], d.layers)
-        return EditResult({"mlp/down": first}, result.info), state
+        a_NF, b_ND, info = run(state, params, batches)
+        change = LowRank(a_NF[:1, :, None], b_ND[:1, None], jnp.array([cfg.layer]))
+        return EditResult({"mlp/down": change}, info), state
 
     return Editor(init, edit, each, cfg.rows, (cfg.layer,) if cfg.covariance else (), together=1)
 

@@ -1,0 +1,77 @@
+"""Editing methods by name, and their settings for a model: the published ones where there are any,
+else what follows from the model's depth.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxedit import settings
+from jaxedit.edit.editor import Editor
+from jaxedit.edit.presets import named, published
+from jaxedit.edit.weights.alphaedit import AlphaEditConfig, alphaedit
+from jaxedit.edit.weights.emmet import EmmetConfig, emmet
+from jaxedit.edit.weights.memit import MemitConfig, memit
+from jaxedit.edit.weights.pmet import PmetConfig, pmet
+from jaxedit.edit.weights.rome import RomeConfig, rome
+from jaxedit.models.config import ModelConfig
+
+PROTOCOLS = ("paper", "easyedit")
+
+
+class Method(NamedTuple):
+    make: Callable[[Any], Editor]
+    config: type
+    fixed: Mapping[str, Any] = {}  # what makes it this method
+
+
+EDITORS: dict[str, Method] = {
+    "rome": Method(rome, RomeConfig),
+    "r-rome": Method(rome, RomeConfig, {"key": "mean"}),
+    "memit": Method(memit, MemitConfig),
+    "pmet": Method(pmet, PmetConfig),
+    "emmet": Method(emmet, EmmetConfig),
+    "alphaedit": Method(alphaedit, AlphaEditConfig),
+}
+
+
+def find(name: str) -> Method:
+    if name not in EDITORS:
+        close = difflib.get_close_matches(name.lower(), EDITORS, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"method {name!r}: one of {', '.join(EDITORS)}{hint}")
+    return EDITORS[name]
+
+
+def configure(
+    method: str, model: ModelConfig, *, preset: str = "", protocol: str = "paper", **overrides: Any
+) -> Any:
+    """The method's config for this model. preset: whose published settings ("gpt2-xl"), or "any";
+    "": those of the model that has this shape. overrides: fields, {"layer": 5, "values.lr": 0.1}.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
+    found = find(method)
+    chosen = published(method, preset or named(model), protocol, model) | dict(found.fixed)
+    names = {field.name for field in dataclasses.fields(found.config)}
+    plain = {k: v for k, v in chosen.items() if k in names}
+    if "protocol" in names:
+        plain["protocol"] = protocol
+    plain |= {k: v for k, v in overrides.items() if k in names}
+    cfg = found.config(**plain)
+    nested = {k: v for k, v in (chosen | overrides).items() if k not in plain}
+    known = [key for key, _, _ in settings.walk(cfg)]
+    for key in nested:
+        if key not in known:
+            raise ValueError(f"{method} has no setting {key!r}; {settings.suggest(key, known)}")
+    cfg = settings.rebuild(cfg, nested, "")
+    check(cfg, model)
+    return cfg
+
+
+def check(cfg: Any, model: ModelConfig) -> None:
+    """Raises where a config names layers that the model has not."""
+    layers = getattr(cfg, "layers", ()) or ((cfg.layer,) if hasattr(cfg, "layer") else ())
+    if bad := [i for i in layers if not 0 <= i < model.layers]:
+        raise ValueError(f"layer {bad[0]}: the model has layers 0 to {model.layers - 1}")

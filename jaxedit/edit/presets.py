@@ -1,0 +1,148 @@
+"""Published settings of editing methods, by model, and what is used for any other model.
+
+"paper": from the repositories of each method's authors (kmeng01/rome, kmeng01/memit, xpq-tech/PMET,
+scalable-model-editing, jianghoucheng/AlphaEdit); "easyedit": from zjunlp/EasyEdit. Where one of
+them has no settings for a model, those of the other are used.
+"""
+
+from typing import Any
+
+from jaxedit.models.config import ModelConfig
+
+Settings = dict[str, Any]  # field of the method's config -> value
+
+
+def search(steps: int, lr: float, weight_decay: float, clamp: float, **more: Any) -> Settings:
+    """Settings of the value search."""
+    found = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "clamp": clamp, **more}
+    return {f"values.{k}": v for k, v in found.items()}
+
+
+def span(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+ONE = ("rome", "r-rome", "emmet")  # methods of one layer
+GPT = search(20, 0.5, 0.5, 4.0)
+LLAMA = search(25, 0.5, 1e-3, 4.0)
+# model -> (family, layers, embed, vocab or 0 for any): how a model is recognised
+SHAPES: dict[str, tuple[str, int, int, int]] = {
+    "gpt2-medium": ("gpt2", 24, 1024, 0),
+    "gpt2-large": ("gpt2", 36, 1280, 0),
+    "gpt2-xl": ("gpt2", 48, 1600, 0),
+    "gpt-j-6b": ("gptj", 28, 4096, 0),
+    "gpt-neox-20b": ("gpt_neox", 44, 6144, 0),
+    "llama-2-7b": ("llama", 32, 4096, 32000),
+    "llama-3-8b": ("llama", 32, 4096, 128256),
+    "llama-3.2-3b": ("llama", 28, 3072, 0),
+    "mistral-7b": ("mistral", 32, 4096, 0),
+    "qwen2.5-7b": ("qwen2", 28, 3584, 0),
+    "world": ("gpt2", 4, 128, 1024),
+    "world-llama": ("llama", 4, 128, 1024),
+}
+LIKE_LLAMA = ("llama-2-7b", "llama-3-8b", "llama-3.2-3b", "mistral-7b", "qwen2.5-7b")
+
+PAPER: dict[str, dict[str, Settings]] = {
+    "rome": {
+        "gpt2-medium": {"layer": 8} | search(20, 0.5, 0.5, 3.0),
+        "gpt2-large": {"layer": 12} | GPT,
+        "gpt2-xl": {"layer": 17} | GPT,
+        "gpt-j-6b": {"layer": 5} | GPT,
+        "gpt-neox-20b": {"layer": 15} | GPT,
+        "llama-3-8b": {"layer": 5} | LLAMA,
+    },
+    "memit": {
+        "gpt2-xl": {"layers": span(13, 17), "weight": 20000.0} | search(20, 0.5, 0.5, 0.75),
+        "gpt-j-6b": {"layers": span(3, 8), "weight": 15000.0} | search(25, 0.5, 0.5, 0.75),
+        "gpt-neox-20b": {"layers": span(6, 10), "weight": 6000.0} | search(20, 0.5, 0.5, 0.8),
+        "llama-3-8b": {"layers": span(4, 8), "weight": 15000.0} | search(25, 0.1, 0.5, 0.75),
+    },
+    "pmet": {
+        "gpt-j-6b": {"layers": span(3, 8), "weight": 6000.0} | search(30, 0.2, 0.5, 0.75, kl=1.0),
+        "gpt-neox-20b": {"layers": span(6, 10), "weight": 15000.0}
+        | search(30, 0.5, 0.5, 0.8, kl=0.8),
+    },
+    "emmet": {
+        "gpt2-xl": {"layer": 17, "weight": 1000.0} | search(20, 0.5, 0.5, 0.75),
+        "gpt-j-6b": {"layer": 5, "weight": 1.0} | search(25, 0.5, 0.5, 0.75),
+        "llama-2-7b": {"layer": 5, "weight": 1.0} | LLAMA,
+    },
+    "alphaedit": {
+        "gpt2-xl": {"layers": span(13, 17), "l2": 10.0} | search(20, 0.5, 0.5, 0.75),
+        "gpt-j-6b": {"layers": span(3, 8), "l2": 10.0} | search(25, 0.5, 0.5, 0.75),
+        "llama-3-8b": {"layers": span(4, 8), "l2": 10.0} | search(25, 0.1, 0.5, 0.75),
+    },
+}
+PAPER["r-rome"] = PAPER["rome"]
+
+EASYEDIT: dict[str, dict[str, Settings]] = {
+    "rome": {
+        "gpt2-xl": {"layer": 17, "covariance": False} | GPT,
+        "gpt-j-6b": {"layer": 5, "covariance": False} | GPT,
+        **{name: {"layer": 5, "covariance": False} | LLAMA for name in LIKE_LLAMA},
+    },
+    "memit": {
+        "gpt2-xl": PAPER["memit"]["gpt2-xl"],
+        "gpt-j-6b": PAPER["memit"]["gpt-j-6b"],
+        **{name: {"layers": span(4, 8), "weight": 15000.0} | LLAMA for name in LIKE_LLAMA},
+    },
+    "pmet": {
+        "gpt-j-6b": {"layers": span(3, 8), "weight": 15000.0} | search(30, 0.2, 0.5, 0.75, kl=1.0),
+        "llama-2-7b": {"layers": span(4, 8), "weight": 15000.0}
+        | search(20, 0.5, 0.5, 1.0, kl=0.0625),
+        "llama-3.2-3b": {"layers": span(4, 8), "weight": 15000.0}
+        | search(25, 0.5, 0.5, 1.0, kl=0.0625),
+    },
+    "emmet": {
+        "gpt2-xl": {"layer": 17, "weight": 10000.0} | search(20, 0.5, 0.5, 0.75),
+        "gpt-j-6b": {"layer": 5, "weight": 100000.0} | search(25, 0.5, 0.5, 0.75),
+        "llama-2-7b": {"layer": 5, "weight": 100000.0} | LLAMA,
+        "llama-3.2-3b": {"layer": 5, "weight": 100000.0} | LLAMA,
+    },
+    "alphaedit": {
+        "gpt2-xl": PAPER["alphaedit"]["gpt2-xl"],
+        "gpt-j-6b": PAPER["alphaedit"]["gpt-j-6b"],
+        "llama-3-8b": {"layers": span(4, 8), "l2": 1.0} | search(25, 0.1, 0.5, 0.75),
+        "qwen2.5-7b": {"layers": span(4, 8), "l2": 1.0} | LLAMA,
+    },
+}
+EASYEDIT["r-rome"] = EASYEDIT["rome"]
+SOURCES = {"paper": (PAPER, EASYEDIT), "easyedit": (EASYEDIT, PAPER)}
+
+
+def named(model: ModelConfig) -> str:
+    """The model that has this shape, or "any"."""
+    for name, (family, layers, embed, vocab) in SHAPES.items():
+        same = (model.family, model.layers, model.embed) == (family, layers, embed)
+        if same and vocab in (0, model.vocab):
+            return name
+    return "any"
+
+
+def published(method: str, name: str, protocol: str, model: ModelConfig) -> Settings:
+    """A method's settings for a model by name; for one without, what its depth suggests."""
+    if name != "any" and name not in SHAPES:
+        raise ValueError(f"preset {name!r}: one of {', '.join(SHAPES)}, any")
+    for source in SOURCES[protocol]:
+        if name in source.get(method, {}):
+            found = dict(source[method][name])
+            if method in ("rome", "r-rome") and protocol == "paper":
+                found.pop("covariance", None)  # that is EasyEdit's simplification, not the method
+            return found
+    return derived(method, model) | ({"covariance": False} if easy_rome(method, protocol) else {})
+
+
+def easy_rome(method: str, protocol: str) -> bool:
+    return protocol == "easyedit" and method in ("rome", "r-rome")
+
+
+def derived(method: str, model: ModelConfig) -> Settings:
+    """Settings for a model that nobody has published any for: the share of its depth at which the
+    published ones are, a third in GPT-2 and GPT-NeoX, a sixth (MEMIT: a quarter) in the others.
+    """
+    deep = model.family in ("gpt2", "gpt_neox")
+    one = min(round(model.layers * (0.35 if deep else 0.17)), model.layers - 1)
+    last = min(round(model.layers * (0.35 if deep else 0.26)), model.layers - 1)
+    several = span(max(last - min(5, max(model.layers // 6, 1)) + 1, 0), last)
+    values = LLAMA if model.gated else GPT
+    return values | ({"layer": one} if method in ONE else {"layers": several})

@@ -1,0 +1,247 @@
+"""The everyday call: requests in, edits out.
+
+edits = run(model, requests, "rome")                       one edit for each request
+edits = run(model, requests, "memit", independent=False)   one edit for all of them
+edits = run(model, requests, "alphaedit", independent=False, batch=100)    a sequence
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxedit import delta, merge
+from jaxedit.base import Delta, Deltas, Dense, LowRank
+from jaxedit.data.aligned import Aligned, Requests, Tokens, aligned
+from jaxedit.data.cases import EditRequest
+from jaxedit.data.contexts import contexts
+from jaxedit.data.documents import Source
+from jaxedit.data.world.vocabulary import is_world
+from jaxedit.edit.editor import Editor, State
+from jaxedit.edit.methods import configure, find
+from jaxedit.edit.record import Edit, origin
+from jaxedit.edit.stats import Stats, StatsConfig, collect, load
+from jaxedit.models.config import Model
+from jaxedit.progress import Progress, quiet
+from jaxedit.sharding import mesh_of
+
+MOST = 256  # requests in one program: beyond, nothing is gained
+CPU_BYTES = 1 << 31  # for one program on a CPU, which does not say how much it has
+SHARE = 0.5  # of the memory that a device has left
+
+
+def run(
+    model: Model,
+    requests: Sequence[EditRequest],
+    method: str = "rome",
+    independent: bool = True,
+    *,
+    batch: int = 0,
+    stats: Stats | StatsConfig | str | None = None,
+    preset: str = "",
+    protocol: str = "paper",
+    seed: int = 0,
+    size: int = 0,
+    skip: bool = False,
+    progress: Progress = quiet,
+    **overrides: Any,
+) -> list[Edit]:
+    """One edit per request; not independent: one per `batch` requests (0: as many as the method
+    takes together), each made on the model that the ones before it left.
+
+    stats: second moments, a folder with them, or the text to take them of (default: text that fits
+    the model). size: requests in one program (0: as memory allows). skip: a request that cannot be
+    used gives an empty edit that says why, instead of an error. overrides: fields of the method's
+    config, {"layer": 5, "values.steps": 30}.
+    """
+    if batch < 0 or size < 0:
+        raise ValueError(f"batch={batch}, size={size}: a number of requests, or 0")
+    cfg = configure(method, model.cfg, preset=preset, protocol=protocol, **overrides)
+    editor = find(method).make(cfg)
+    if editor.together and batch > editor.together:
+        raise ValueError(
+            f"batch={batch}: {method} takes {editor.together} request at a time; leave batch out, "
+            "or use memit or emmet"
+        )
+    if not requests:
+        return []
+    groups = contexts(editor.rows.contexts, model)
+    found = aligned(
+        model.tokenizer, requests, groups=groups, about=editor.rows.about, token=editor.rows.token,
+        skip=skip,
+    )  # fmt: skip
+    about = origin(model, method=method, protocol=protocol, config=cfg, seed=seed, contexts=groups)
+    moments = None
+    if editor.stats:
+        moments = resolve(model, stats, editor.stats)
+        about["stats"] = {**moments.about, "tokens": moments.count}
+    state = editor.init(jax.random.key(seed), model, moments)
+    work = Work(editor, model, requests, in_programs(found, model, editor, size), about, progress)
+    if independent:
+        return work.each(state)
+    return list(work.sequence(state, batch or editor.together or len(requests)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is to be done, and what the provenance of every edit says."""
+
+    editor: Editor
+    model: Model
+    requests: Sequence[EditRequest]
+    found: Requests
+    about: Mapping[str, Any]
+    progress: Progress
+
+    def each(self, state: State) -> list[Edit]:
+        """Every request an edit of its own."""
+        out: list[Any] = [None] * len(self.requests)
+        for skipped in self.found.skipped:
+            place = int(skipped.row)
+            out[place] = self.record([place], {}, {}, left_out=[(place, skipped.reason)])
+        done = 0
+        for index, batch in self.found:
+            result = fetch(self.editor.each(state, self.model.params, (batch,)))
+            for row, place in enumerate(index.tolist()):
+                info = {k: v[row : row + 1] for k, v in result.info.items()}
+                out[place] = self.record([place], delta.row(result.deltas, row), info)
+            done += len(index)
+            self.progress(done, len(self.found.found))
+        return out
+
+    def sequence(self, state: State, batch: int) -> Iterator[Edit]:
+        """Edits of `batch` requests, each on the model as the ones before left it."""
+        usable = {t.place: t for t in self.found.found}
+        why = {int(s.row): s.reason for s in self.found.skipped}
+        params, total = self.model.params, dict[str, Dense]()
+        for start in range(0, len(self.requests), batch):
+            places = range(start, min(start + batch, len(self.requests)))
+            left_out = [(i, why[i]) for i in places if i in why]
+            some = tuple(usable[i] for i in places if i in usable)
+            deltas, info, order = {}, dict[str, np.ndarray](), list[int]()
+            if some:
+                index, batches = zip(*dataclasses.replace(self.found, found=some), strict=True)
+                result, state = self.editor.edit(state, params, batches)
+                total = add(total, result.deltas)
+                params = merge.apply(self.model.params, total)
+                order = np.concatenate(index).tolist()
+                deltas, info = result.deltas, real(fetch(result.info), index, batches)
+                deltas = {path: trim(d) for path, d in fetch(result.deltas).items()}
+            yield self.record(order, deltas, info, left_out=left_out, after=start)
+            self.progress(places[-1] + 1, len(self.requests))
+
+    def record(
+        self,
+        places: Sequence[int],
+        deltas: Deltas,
+        info: Mapping[str, np.ndarray],
+        *,
+        left_out: Iterable[tuple[int, str]] = (),
+        after: int | None = None,
+    ) -> Edit:
+        """An edit with its provenance; without deltas, where it failed."""
+        texts = [dataclasses.asdict(self.requests[i]) for i in places]
+        about = dict(self.about) | (
+            {"request": texts[0]} if len(texts) == 1 else {"requests": texts}
+        )
+        about |= {} if after is None else {"after": after}
+        numbers = {k: np.asarray(v).tolist() for k, v in info.items()}
+        about["result"] = {k: v[0] for k, v in numbers.items()} if len(places) == 1 else numbers
+        failed = [f"{self.requests[i].text!r}: {reason}" for i, reason in left_out]
+        failed += [
+            f"{self.requests[i].text!r}: not finite at step {step} of the search"
+            for i, step in zip(places, numbers.get("failed", ()), strict=False)
+            if step >= 0
+        ]
+        if failed:
+            about["failed"] = failed
+        return Edit(deltas=deltas if len(failed) < max(len(places), 1) else {}, provenance=about)
+
+
+def resolve(model: Model, given: Stats | StatsConfig | str | None, layers: Sequence[int]) -> Stats:
+    """Second moments of these layers, from whatever says where they are."""
+    if isinstance(given, Stats):
+        return given
+    if isinstance(given, str):
+        return load(given, layers)
+    return collect(model, given or suitable(model), layers)
+
+
+def suitable(model: Model) -> StatsConfig:
+    """Text for a model of which nothing is said: its world, if it is one of ours, or Wikipedia."""
+    if is_world(model.tokenizer):
+        return StatsConfig(text=Source(("world:small:0:20000",)), documents=20_000, length=128)
+    return StatsConfig()
+
+
+def in_programs(found: Requests, model: Model, editor: Editor, size: int) -> Requests:
+    """The requests in batches of `size`, or of as many as memory allows; of whole shares of the
+    mesh.
+    """
+    mesh = mesh_of(model.params)
+    multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    if not size:
+        most = max((footprint(t, model) for t in found.found), default=1)
+        size = max(min(room(model) * multiple // most, MOST, max(len(found.found), 1)), 1)
+    return dataclasses.replace(found, size=-(-size // multiple) * multiple, multiple=multiple)
+
+
+def footprint(one: Tokens, model: Model) -> int:
+    """About how many bytes a search holds for one request: activations of the layers that it goes
+    back through, the cache, logits.
+    """
+    cfg, wide = model.cfg, jnp.dtype(model.cfg.dtype).itemsize
+    rows, tail, length = len(one.rows), one.tail, max(map(len, one.rows))
+    activations = rows * tail * cfg.layers * (6 * cfg.embed + 3 * cfg.mlp) * wide
+    scores = rows * tail * length * cfg.layers * cfg.heads * 4
+    cache = 2 * rows * length * cfg.layers * cfg.kv_heads * cfg.head_dim * wide
+    logits = 4 * (rows * len(one.target) + 1) * cfg.vocab * 4
+    return activations + scores + cache + logits
+
+
+def room(model: Model) -> int:
+    """Bytes that a program may take on a device."""
+    device = next(iter(jax.tree.leaves(model.params)[0].devices()))
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if not stats or "bytes_limit" not in stats:
+        return CPU_BYTES
+    return int(SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host, whole on every host of a job."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)
+
+
+def real(
+    info: Mapping[str, np.ndarray], index: Sequence[np.ndarray], batches: Sequence[Aligned]
+) -> dict[str, np.ndarray]:
+    """What is known of the requests that are more than padding."""
+    good = np.concatenate([b.valid_N for b in batches])
+    assert good.sum() == sum(map(len, index))
+    return {k: v[good] for k, v in info.items()}
+
+
+def add(total: Mapping[str, Dense], deltas: Deltas) -> dict[str, Dense]:
+    """The sum of all edits so far, in float32."""
+    out = dict(total)
+    for path, d in deltas.items():
+        have = out.get(path)
+        new = delta.product(d)
+        out[path] = Dense(new if have is None else have.w + new, d.layers)
+    return out
+
+
+def trim(d: Delta) -> Delta:
+    """Without the ranks that are zero: of requests that only filled the batch, or failed."""
+    if not isinstance(d, LowRank):
+        return d
+    lead = tuple(range(d.a.ndim - 1))
+    used = np.abs(np.asarray(d.a)).max(lead) > 0
+    return LowRank(d.a[..., used], d.b[..., used, :], d.layers)
