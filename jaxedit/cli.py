@@ -25,6 +25,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 VERBS = {
     "info": ("jaxedit.console:info", "what a model folder is: family, sizes, parameters, memory"),
     "generate": ("jaxedit.console:generate", "continue prompts with a model"),
+    "edit": ("jaxedit.editing:main", "change what a model says: one fact, or a file of them"),
     "edits": ("jaxedit.edits:main", "a ledger of edits: list, show, undo, merge, export, check"),
     "data": ("jaxedit.console:data", "read a published dataset: what is in it, what was left out"),
 }

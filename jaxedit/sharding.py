@@ -6,6 +6,7 @@ that does not divide its dimension is dropped, so every model runs on every mesh
 shows what a device then holds.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,20 @@ def make_mesh(
     return jax.make_mesh(
         tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count]
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    data: int = 1  # parts of the batch; one of the three may be -1, the rest of the devices
+    fsdp: int = 1  # parts of the batch and of the stored weights
+    tensor: int = 1  # parts of every matrix product
+
+    def make(self) -> Mesh | None:
+        sizes = (self.data, self.fsdp, self.tensor)
+        return None if sizes == (1, 1, 1) and jax.process_count() == 1 else make_mesh(*sizes)
+
+
+ONE_DEVICE = MeshConfig()
 
 
 def partition(

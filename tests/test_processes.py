@@ -144,7 +144,8 @@ TRAINING = """
 from jaxedit.data.documents import Source
 from jaxedit.data.text import TextConfig
 from jaxedit.models.shapes import SHAPES
-from jaxedit.train.language import LanguageConfig, MeshConfig
+from jaxedit.sharding import MeshConfig
+from jaxedit.train.language import LanguageConfig
 from jaxedit.train.loop import LoopConfig, TrainConfig
 
 def config():

@@ -6,15 +6,20 @@ Column P of every row holds the edited token (the subject's last one, usually): 
 it is padded on the left, what follows on the right. So ragged prefixes are slices, and whatever the
 edit cannot reach is computed once.
 
+A method may want further texts of a request in the same contexts (its subject alone, its target):
+they go beside it.
+
 Shapes: N requests, C contexts, R = C rows of a request, or C + 1 with the row about the subject, P
 prefix columns, T tail columns, S = P + T, U target tokens, Q = C U (+ 1) columns that logits are
-wanted of.
+wanted of, X texts beside.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import numpy as np
 from flax import struct
 
@@ -26,6 +31,17 @@ Token = Literal["subject_last", "subject_first", "subject_first_after_last", "la
 Groups = tuple[tuple[str, ...], ...]  # contexts; keys are averaged in a group, then over groups
 PLAIN: Groups = (("{}",),)
 ABOUT = "{} is a"  # the row about the subject
+# A request's texts that go beside it, "" where there is none; as many for every request.
+Others = Callable[[EditRequest], Sequence[str]]
+
+
+@struct.dataclass
+class Beside:
+    """Texts that stand alone in the contexts: the last column is the last token of each."""
+
+    tokens_NXCS: Array  # int32, 0 at padding
+    pos_NXCS: Array  # int32, -1 at padding
+    size_NXC: Array  # int32, how many tokens the text has without its context; 0: there is none
 
 
 @struct.dataclass
@@ -40,6 +56,7 @@ class Aligned:
     weight_C: Array  # float32, of a context's key in the mean
     valid_N: Array  # bool: False for requests that only fill the batch
     prefix: int = struct.field(pytree_node=False)  # P
+    beside: Beside | None = None
 
     @property
     def contexts(self) -> int:
@@ -48,8 +65,8 @@ class Aligned:
     def one(self, n: int) -> "Aligned":
         """Request n alone."""
         every = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        mine = {k: x[n : n + 1] for k, x in every.items() if k not in ("weight_C", "prefix")}
-        return dataclasses.replace(self, **mine)
+        mine = {k: x for k, x in every.items() if k not in ("weight_C", "prefix")}
+        return dataclasses.replace(self, **jax.tree.map(lambda x: x[n : n + 1], mine))
 
     @property
     def has_about(self) -> bool:
@@ -63,6 +80,8 @@ class Tokens(NamedTuple):
     rows: tuple[tuple[int, ...], ...]
     at: tuple[int, ...]  # of each row, the edited token
     target: tuple[int, ...]
+    # texts beside, in all contexts: the row up to the text's last token, and the text's size
+    beside: tuple[tuple[tuple[int, ...], int], ...] = ()
 
     @property
     def tail(self) -> int:
@@ -108,6 +127,7 @@ def aligned(
     groups: Groups = PLAIN,
     about: str | None = ABOUT,
     token: Token = "subject_last",
+    beside: Others | None = None,
     skip: bool = False,
     **how: Any,
 ) -> Requests:
@@ -116,13 +136,19 @@ def aligned(
     """
     check(groups, about, token)
     contexts = [context for group in groups for context in group]
-    texts = [text for request in requests for text in ask(request, contexts, about)]
-    rows = dict(tokenise(tokenizer, list(enumerate(texts))))
+    others = [tuple(beside(request)) if beside else () for request in requests]
+    texts: list[Marked] = []
+    for request, other in zip(requests, others, strict=True):
+        texts += [*ask(request, contexts, about), *alone(request, other, contexts)]
+    rows = (row for _, row in tokenise(tokenizer, list(enumerate(texts))))
     R = len(contexts) + (about is not None)
     found: list[Tokens] = []
     skipped: list[Skipped] = []
-    for i in range(len(requests)):
-        one = settle(i, [rows[i * R + r] for r in range(R)], len(contexts), token)
+    for i, other in enumerate(others):
+        mine = list(itertools.islice(rows, R + len(other) * len(contexts)))
+        one = settle(i, mine[:R], len(contexts), token)
+        if isinstance(one, Tokens):
+            one = join_beside(one, mine[R:], other)
         if isinstance(one, Tokens):
             found.append(one)
         else:
@@ -158,6 +184,17 @@ def ask(request: EditRequest, contexts: Sequence[str], about: str | None) -> Ite
         yield mark(text, "", (start, start + len(request.subject)))
 
 
+def alone(
+    request: EditRequest, others: Sequence[str], contexts: Sequence[str]
+) -> Iterator[Marked]:
+    """The texts beside a request, each in every context; the subject stands in for none."""
+    for other in others:
+        text = other or request.subject
+        for context in contexts:
+            start = context.index(SLOT)
+            yield mark(context.replace(SLOT, text), "", (start, start + len(text)))
+
+
 def settle(place: int, rows: Sequence[Row | str], contexts: int, token: Token) -> Tokens | str:
     """A request's rows with the edited token of each, or why they cannot be used."""
     good = [row for row in rows if isinstance(row, Row)]
@@ -171,6 +208,18 @@ def settle(place: int, rows: Sequence[Row | str], contexts: int, token: Token) -
     kept = [row.tokens[:-1] for row in good[:contexts]]
     kept += [row.tokens[: i + 1] for row, i in zip(good[contexts:], at[contexts:], strict=True)]
     return Tokens(place, tuple(kept), tuple(at), targets.pop())
+
+
+def join_beside(one: Tokens, rows: Sequence[Row | str], others: Sequence[str]) -> Tokens | str:
+    """A request's tokens with those of the texts beside it, or why they cannot be used."""
+    C = len(rows) // max(len(others), 1)
+    found = []
+    for i, row in enumerate(rows):
+        if isinstance(row, str):
+            return row
+        first, last = row.subject
+        found.append((row.tokens[: last + 1], last + 1 - first if others[i // C] else 0))
+    return one._replace(beside=tuple(found))
 
 
 def column(row: Row, token: Token) -> int:
@@ -209,7 +258,19 @@ def align(some: Sequence[Tokens], count: int, groups: Groups) -> Aligned:
     valid = np.arange(count) < len(some)
     arrays: Any = (tokens, pos, target, mask, flat.astype(np.int32))
     arrays += (np.array(weight, np.float32), valid, P)
-    return Aligned(*arrays)
+    return Aligned(*arrays, beside=stack(some, count, C) if some[0].beside else None)
+
+
+def stack(some: Sequence[Tokens], count: int, C: int) -> Beside:
+    """The texts beside requests, padded on the left."""
+    S = wide(max(len(row) for t in some for row, _ in t.beside))
+    shape = (count, len(some[0].beside) // C, C)
+    tokens, pos = np.zeros((*shape, S), np.int32), np.full((*shape, S), -1, np.int32)
+    size = np.zeros(shape, np.int32)
+    for at in np.ndindex(shape):
+        row, size[at] = some[min(at[0], len(some) - 1)].beside[at[1] * C + at[2]]
+        tokens[at][S - len(row) :], pos[at][S - len(row) :] = row, np.arange(len(row))
+    return Beside(tokens, pos, size)
 
 
 def wide(columns: int) -> int:

@@ -45,7 +45,12 @@ def find(name: str) -> Method:
 
 
 def configure(
-    method: str, model: ModelConfig, *, preset: str = "", protocol: str = "paper", **overrides: Any
+    method: str,
+    model: ModelConfig | None,
+    *,
+    preset: str = "",
+    protocol: str = "paper",
+    **overrides: Any,
 ) -> Any:
     """The method's config for this model. preset: whose published settings ("gpt2-xl"), or "any";
     "": those of the model that has this shape. overrides: fields, {"layer": 5, "values.lr": 0.1}.
@@ -53,20 +58,36 @@ def configure(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
     found = find(method)
-    chosen = published(method, preset or named(model), protocol, model) | dict(found.fixed)
+    name = preset or (named(model) if model else "any")
+    chosen = published(method, name, protocol, model) | dict(found.fixed)
     names = {field.name for field in dataclasses.fields(found.config)}
     plain = {k: v for k, v in chosen.items() if k in names}
     if "protocol" in names:
         plain["protocol"] = protocol
     plain |= {k: v for k, v in overrides.items() if k in names}
     cfg = found.config(**plain)
-    nested = {k: v for k, v in (chosen | overrides).items() if k not in plain}
+    return override(cfg, {k: v for k, v in (chosen | overrides).items() if k not in plain}, model)
+
+
+def name_of(cfg: Any) -> str:
+    """The method that a config is of."""
+    for name, method in reversed(EDITORS.items()):  # the special ones come after the general
+        fixed = method.fixed.items()
+        if type(cfg) is method.config and all(getattr(cfg, f) == value for f, value in fixed):
+            return name
+    raise ValueError(f"{type(cfg).__name__} is no config of a method: {', '.join(EDITORS)}")
+
+
+def override(cfg: Any, changes: Mapping[str, Any], model: ModelConfig | None) -> Any:
+    """A config with some fields changed, checked against the model, if that is known."""
     known = [key for key, _, _ in settings.walk(cfg)]
-    for key in nested:
+    for key in changes:
         if key not in known:
-            raise ValueError(f"{method} has no setting {key!r}; {settings.suggest(key, known)}")
-    cfg = settings.rebuild(cfg, nested, "")
-    check(cfg, model)
+            hint = settings.suggest(key, known)
+            raise ValueError(f"{name_of(cfg)} has no setting {key!r}; {hint}")
+    cfg = settings.rebuild(cfg, dict(changes), "")
+    if model is not None:
+        check(cfg, model)
     return cfg
 
 

@@ -5,7 +5,7 @@ scalable-model-editing, jianghoucheng/AlphaEdit); "easyedit": from zjunlp/EasyEd
 them has no settings for a model, those of the other are used.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxedit.models.config import ModelConfig
 
@@ -25,20 +25,31 @@ def span(first: int, last: int) -> tuple[int, ...]:
 ONE = ("rome", "r-rome", "emmet")  # methods of one layer
 GPT = search(20, 0.5, 0.5, 4.0)
 LLAMA = search(25, 0.5, 1e-3, 4.0)
-# model -> (family, layers, embed, vocab or 0 for any): how a model is recognised
-SHAPES: dict[str, tuple[str, int, int, int]] = {
-    "gpt2-medium": ("gpt2", 24, 1024, 0),
-    "gpt2-large": ("gpt2", 36, 1280, 0),
-    "gpt2-xl": ("gpt2", 48, 1600, 0),
-    "gpt-j-6b": ("gptj", 28, 4096, 0),
-    "gpt-neox-20b": ("gpt_neox", 44, 6144, 0),
-    "llama-2-7b": ("llama", 32, 4096, 32000),
-    "llama-3-8b": ("llama", 32, 4096, 128256),
-    "llama-3.2-3b": ("llama", 28, 3072, 0),
-    "mistral-7b": ("mistral", 32, 4096, 0),
-    "qwen2.5-7b": ("qwen2", 28, 3584, 0),
-    "world": ("gpt2", 4, 128, 1024),
-    "world-llama": ("llama", 4, 128, 1024),
+
+
+class Known(NamedTuple):
+    """A model that settings are published for: how it is recognised, and where it is."""
+
+    family: str
+    layers: int
+    embed: int
+    hub: str
+    vocab: int = 0  # where the other numbers do not tell it apart
+
+
+MODELS: dict[str, Known] = {
+    "gpt2-medium": Known("gpt2", 24, 1024, "openai-community/gpt2-medium"),
+    "gpt2-large": Known("gpt2", 36, 1280, "openai-community/gpt2-large"),
+    "gpt2-xl": Known("gpt2", 48, 1600, "openai-community/gpt2-xl"),
+    "gpt-j-6b": Known("gptj", 28, 4096, "EleutherAI/gpt-j-6b"),
+    "gpt-neox-20b": Known("gpt_neox", 44, 6144, "EleutherAI/gpt-neox-20b"),
+    "llama-2-7b": Known("llama", 32, 4096, "meta-llama/Llama-2-7b-hf", 32000),
+    "llama-3-8b": Known("llama", 32, 4096, "meta-llama/Meta-Llama-3-8B", 128256),
+    "llama-3.2-3b": Known("llama", 28, 3072, "meta-llama/Llama-3.2-3B"),
+    "mistral-7b": Known("mistral", 32, 4096, "mistralai/Mistral-7B-v0.1"),
+    "qwen2.5-7b": Known("qwen2", 28, 3584, "Qwen/Qwen2.5-7B"),
+    "world": Known("gpt2", 4, 128, "world", 1024),
+    "world-llama": Known("llama", 4, 128, "world-llama", 1024),
 }
 LIKE_LLAMA = ("llama-2-7b", "llama-3-8b", "llama-3.2-3b", "mistral-7b", "qwen2.5-7b")
 
@@ -112,23 +123,28 @@ SOURCES = {"paper": (PAPER, EASYEDIT), "easyedit": (EASYEDIT, PAPER)}
 
 def named(model: ModelConfig) -> str:
     """The model that has this shape, or "any"."""
-    for name, (family, layers, embed, vocab) in SHAPES.items():
-        same = (model.family, model.layers, model.embed) == (family, layers, embed)
-        if same and vocab in (0, model.vocab):
+    for name, known in MODELS.items():
+        same = (model.family, model.layers, model.embed) == known[:3]
+        if same and known.vocab in (0, model.vocab):
             return name
     return "any"
 
 
-def published(method: str, name: str, protocol: str, model: ModelConfig) -> Settings:
+def published(method: str, name: str, protocol: str, model: ModelConfig | None) -> Settings:
     """A method's settings for a model by name; for one without, what its depth suggests."""
-    if name != "any" and name not in SHAPES:
-        raise ValueError(f"preset {name!r}: one of {', '.join(SHAPES)}, any")
+    if name != "any" and name not in MODELS:
+        raise ValueError(f"preset {name!r}: one of {', '.join(MODELS)}, any")
     for source in SOURCES[protocol]:
         if name in source.get(method, {}):
             found = dict(source[method][name])
             if method in ("rome", "r-rome") and protocol == "paper":
                 found.pop("covariance", None)  # that is EasyEdit's simplification, not the method
             return found
+    if model is None:
+        known = [n for source in SOURCES[protocol] for n in source.get(method, {})]
+        raise ValueError(
+            f"no settings of {method} for {name}; for {', '.join(dict.fromkeys(known))}"
+        )
     return derived(method, model) | ({"covariance": False} if easy_rome(method, protocol) else {})
 
 

@@ -22,7 +22,7 @@ from jaxedit.data.contexts import contexts
 from jaxedit.data.documents import Source
 from jaxedit.data.world.vocabulary import is_world
 from jaxedit.edit.editor import Editor, State
-from jaxedit.edit.methods import configure, find
+from jaxedit.edit.methods import configure, find, name_of, override
 from jaxedit.edit.record import Edit, origin
 from jaxedit.edit.stats import Stats, StatsConfig, collect, load
 from jaxedit.models.config import Model
@@ -31,13 +31,30 @@ from jaxedit.sharding import mesh_of
 
 MOST = 256  # requests in one program: beyond, nothing is gained
 CPU_BYTES = 1 << 31  # for one program on a CPU, which does not say how much it has
+WORLD_TEXT = StatsConfig(Source(("world:small:0:20000",)), documents=20_000, length=128)
 SHARE = 0.5  # of the memory that a device has left
 
 
 def run(
     model: Model,
     requests: Sequence[EditRequest],
-    method: str = "rome",
+    method: Any = "rome",
+    independent: bool = True,
+    **how: Any,
+) -> list[Edit]:
+    """One edit per request; not independent: one per `batch` requests (0: as many as the method
+    takes together), each made on the model that the ones before it left. Otherwise as `stream`.
+    """
+    found = list(stream(model, requests, method, independent, **how))
+    if not independent:
+        return [edit for _, edit in found]
+    return [edit for _, edit in sorted(found, key=lambda item: item[0])]
+
+
+def stream(
+    model: Model,
+    requests: Sequence[EditRequest],
+    method: Any = "rome",
     independent: bool = True,
     *,
     batch: int = 0,
@@ -49,18 +66,21 @@ def run(
     skip: bool = False,
     progress: Progress = quiet,
     **overrides: Any,
-) -> list[Edit]:
-    """One edit per request; not independent: one per `batch` requests (0: as many as the method
-    takes together), each made on the model that the ones before it left.
+) -> Iterator[tuple[list[int], Edit]]:
+    """Edits as they are made, each with the places of its requests.
 
-    stats: second moments, a folder with them, or the text to take them of (default: text that fits
-    the model). size: requests in one program (0: as memory allows). skip: a request that cannot be
-    used gives an empty edit that says why, instead of an error. overrides: fields of the method's
-    config, {"layer": 5, "values.steps": 30}.
+    method: a name, with the settings that suit the model, or a method's config. stats: second
+    moments, a folder with them, or the text to take them of (default: text that fits the model).
+    size: requests in one program (0: as memory allows). skip: a request that cannot be used gives
+    an empty edit that says why, instead of an error. overrides: fields of the method's config,
+    {"layer": 5, "values.steps": 30}.
     """
     if batch < 0 or size < 0:
         raise ValueError(f"batch={batch}, size={size}: a number of requests, or 0")
-    cfg = configure(method, model.cfg, preset=preset, protocol=protocol, **overrides)
+    if isinstance(method, str):
+        cfg = configure(method, model.cfg, preset=preset, protocol=protocol, **overrides)
+    else:
+        method, cfg = name_of(method), override(method, overrides, model.cfg)
     editor = find(method).make(cfg)
     if editor.together and batch > editor.together:
         raise ValueError(
@@ -68,7 +88,7 @@ def run(
             "or use memit or emmet"
         )
     if not requests:
-        return []
+        return
     groups = contexts(editor.rows.contexts, model)
     found = aligned(
         model.tokenizer, requests, groups=groups, about=editor.rows.about, token=editor.rows.token,
@@ -82,8 +102,9 @@ def run(
     state = editor.init(jax.random.key(seed), model, moments)
     work = Work(editor, model, requests, in_programs(found, model, editor, size), about, progress)
     if independent:
-        return work.each(state)
-    return list(work.sequence(state, batch or editor.together or len(requests)))
+        yield from work.each(state)
+    else:
+        yield from work.sequence(state, batch or editor.together or len(requests))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,28 +118,26 @@ class Work:
     about: Mapping[str, Any]
     progress: Progress
 
-    def each(self, state: State) -> list[Edit]:
+    def each(self, state: State) -> Iterator[tuple[list[int], Edit]]:
         """Every request an edit of its own."""
-        out: list[Any] = [None] * len(self.requests)
         for skipped in self.found.skipped:
             place = int(skipped.row)
-            out[place] = self.record([place], {}, {}, left_out=[(place, skipped.reason)])
+            yield [place], self.record([place], {}, {}, left_out=[(place, skipped.reason)])
         done = 0
         for index, batch in self.found:
             result = fetch(self.editor.each(state, self.model.params, (batch,)))
             for row, place in enumerate(index.tolist()):
                 info = {k: v[row : row + 1] for k, v in result.info.items()}
-                out[place] = self.record([place], delta.row(result.deltas, row), info)
+                yield [place], self.record([place], delta.row(result.deltas, row), info)
             done += len(index)
             self.progress(done, len(self.found.found))
-        return out
 
-    def sequence(self, state: State, batch: int) -> Iterator[Edit]:
+    def sequence(self, state: State, batch: int) -> Iterator[tuple[list[int], Edit]]:
         """Edits of `batch` requests, each on the model as the ones before left it."""
         usable = {t.place: t for t in self.found.found}
         why = {int(s.row): s.reason for s in self.found.skipped}
         params, total = self.model.params, dict[str, Dense]()
-        for start in range(0, len(self.requests), batch):
+        for step, start in enumerate(range(0, len(self.requests), batch)):
             places = range(start, min(start + batch, len(self.requests)))
             left_out = [(i, why[i]) for i in places if i in why]
             some = tuple(usable[i] for i in places if i in usable)
@@ -131,7 +150,8 @@ class Work:
                 order = np.concatenate(index).tolist()
                 deltas, info = result.deltas, real(fetch(result.info), index, batches)
                 deltas = {path: trim(d) for path, d in fetch(result.deltas).items()}
-            yield self.record(order, deltas, info, left_out=left_out, after=start)
+            record = self.record(order, deltas, info, left_out=left_out, after=step)
+            yield list(places), record
             self.progress(places[-1] + 1, len(self.requests))
 
     def record(
@@ -151,31 +171,34 @@ class Work:
         about |= {} if after is None else {"after": after}
         numbers = {k: np.asarray(v).tolist() for k, v in info.items()}
         about["result"] = {k: v[0] for k, v in numbers.items()} if len(places) == 1 else numbers
-        failed = [f"{self.requests[i].text!r}: {reason}" for i, reason in left_out]
-        failed += [
+        wrong = [
             f"{self.requests[i].text!r}: not finite at step {step} of the search"
             for i, step in zip(places, numbers.get("failed", ()), strict=False)
             if step >= 0
         ]
+        failed = [f"{self.requests[i].text!r}: {reason}" for i, reason in left_out] + wrong
         if failed:
             about["failed"] = failed
-        return Edit(deltas=deltas if len(failed) < max(len(places), 1) else {}, provenance=about)
+        return Edit(deltas={} if len(wrong) == len(places) else deltas, provenance=about)
 
 
-def resolve(model: Model, given: Stats | StatsConfig | str | None, layers: Sequence[int]) -> Stats:
+def resolve(
+    model: Model,
+    given: Stats | StatsConfig | str | None,
+    layers: Sequence[int],
+    progress: Progress = quiet,
+) -> Stats:
     """Second moments of these layers, from whatever says where they are."""
     if isinstance(given, Stats):
         return given
     if isinstance(given, str):
         return load(given, layers)
-    return collect(model, given or suitable(model), layers)
+    return collect(model, given or suitable(model), layers, progress=progress)
 
 
 def suitable(model: Model) -> StatsConfig:
     """Text for a model of which nothing is said: its world, if it is one of ours, or Wikipedia."""
-    if is_world(model.tokenizer):
-        return StatsConfig(text=Source(("world:small:0:20000",)), documents=20_000, length=128)
-    return StatsConfig()
+    return WORLD_TEXT if is_world(model.tokenizer) else StatsConfig()
 
 
 def in_programs(found: Requests, model: Model, editor: Editor, size: int) -> Requests:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxedit import delta
 from jaxedit.base import Array, Deltas, Params, Writes
 from jaxedit.data.cases import Probe
 from jaxedit.data.requests import probe_batches
@@ -24,12 +25,15 @@ def exact(
     size: int = 256,
     deltas: Deltas | None = None,
     writes: Writes | None = None,
+    each: Sequence[Deltas] | None = None,
 ) -> np.ndarray:
     """For every probe, would greedy decoding say one of its answers, by any of its names? bool [n].
 
     ending: follows the answer and counts with it ("." tells "Kovu" from "Kovufi"). Deltas and
-    writes are those of every row.
+    writes are those of every row; `each` gives every probe deltas of its own.
     """
+    if each is not None and len(each) != len(probes):
+        raise ValueError(f"{len(each)} deltas for {len(probes)} probes: one for each")
     named = [(i, name) for i, probe in enumerate(probes) for name in probe.names]
     if not named:
         raise ValueError("no probe has an answer to compare with")
@@ -39,6 +43,10 @@ def exact(
     size = -(-size // multiple) * multiple
     hit = np.zeros(len(named), bool)
     for index, batch in probe_batches(model.tokenizer, pairs, size=size, multiple=multiple):
+        if each is not None:
+            rows = [each[named[i][0]] for i in index.tolist()]
+            rows += rows[-1:] * (len(batch.valid_B) - len(rows))
+            deltas = delta.stack(rows) if any(rows) else {}
         right_B = all_first(
             model.params, batch.tokens_BT, batch.pos_BT, batch.target_BT, model.cfg, deltas, writes
         )

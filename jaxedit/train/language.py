@@ -29,23 +29,12 @@ from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import check_names, matrices
 from jaxedit.progress import Progress, is_first, quiet
 from jaxedit.settings import Dtype
-from jaxedit.sharding import make_mesh
+from jaxedit.sharding import ONE_DEVICE, MeshConfig
 from jaxedit.train.loop import Task
 from jaxedit.train.loss import next_token
 from jaxedit.train.optimizer import OptimizerConfig, adamw, learning_rate
 
 WORLD = ("world", "world-bos")  # tokenizers that are made, not read
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    data: int = 1  # parts of the batch; one of the three may be -1, the rest of the devices
-    fsdp: int = 1  # parts of the batch and of the stored weights
-    tensor: int = 1  # parts of every matrix product
-
-    def make(self) -> Mesh | None:
-        sizes = (self.data, self.fsdp, self.tensor)
-        return None if sizes == (1, 1, 1) and jax.process_count() == 1 else make_mesh(*sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +68,7 @@ class LanguageConfig:
     start: str = ""  # or: a folder, checkpoint or hub name to go on from
     tokenizer: str = ""  # a folder or hub name, "world", "world-bos"; "": that of `start`
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = ONE_DEVICE
     lora: LoraConfig | None = None  # None: all weights are trained
     eval: EvalConfig = EvalConfig()
     accumulate: int = 1  # parts of a batch whose gradients are added up

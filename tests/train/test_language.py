@@ -18,8 +18,9 @@ from jaxedit.checksum import checksum
 from jaxedit.data.documents import Source
 from jaxedit.data.text import TextConfig
 from jaxedit.models.shapes import SHAPES
+from jaxedit.sharding import MeshConfig
 from jaxedit.train import loss as loss_module
-from jaxedit.train.language import EvalConfig, LanguageConfig, LoraConfig, MeshConfig, language_task
+from jaxedit.train.language import EvalConfig, LanguageConfig, LoraConfig, language_task
 from jaxedit.train.loop import LoopConfig, read, run
 from jaxedit.train.loss import next_token, parts_of
 from jaxedit.train.optimizer import OptimizerConfig, learning_rate

@@ -1,0 +1,82 @@
+"""What is to be edited, by a short name: a world, a published dataset, or a file of requests."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxedit.data.cases import EditCase, EditRequest, Skipped
+from jaxedit.data.read import READERS, read
+from jaxedit.data.world.cases import cases
+from jaxedit.data.world.facts import make
+
+WORLD = "world:"
+
+
+def requests(source: str, limit: int = 0) -> tuple[list[EditRequest], list[Skipped]]:
+    """The first `limit` requests (0: all), and what was left out.
+
+    source: world:SIZE:SEED:COUNT; NAME:PATH of a dataset (counterfact:folder); or a file of JSON
+    lines, or of a JSON list, with prompt (with {} for the subject, or naming it), subject, target
+    and, if known, ground_truth.
+    """
+    if source.startswith(WORLD):
+        size, _, rest = source.removeprefix(WORLD).partition(":")
+        seed, _, count = rest.partition(":")
+        if not (seed.isdigit() and count.isdigit()):
+            raise ValueError(f"requests {source!r}: write world:SIZE:SEED:COUNT")
+        made = cases(make(size, int(seed)), min(int(count), limit or int(count)))
+        return [case.request for case in made], []
+    name, _, path = source.partition(":")
+    if name in READERS:
+        found = read(name, path)
+        if not all(isinstance(item, EditCase) for item in found.items):
+            raise ValueError(f"requests {source!r}: {name} holds no edit requests")
+        some = [request for case in found.items for request in case.requests]
+        return some[: limit or None], list(found.skipped)
+    if not Path(source).expanduser().is_file():
+        raise FileNotFoundError(
+            f"requests {source!r}: no such file; or world:SIZE:SEED:COUNT, or NAME:PATH with a "
+            f"dataset of {', '.join(k for k in READERS)}"
+        )
+    return from_file(Path(source).expanduser(), limit)
+
+
+def from_file(file: Path, limit: int) -> tuple[list[EditRequest], list[Skipped]]:
+    made: list[EditRequest] = []
+    skipped: list[Skipped] = []
+    for name, row in rows(file):
+        if limit and len(made) == limit:
+            break
+        try:
+            made.append(request(row))
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            skipped.append(Skipped(name, reason))
+    if not made:
+        why = f": {skipped[0].row}: {skipped[0].reason}" if skipped else " (it is empty)"
+        raise ValueError(f"{file}: no request could be read{why}")
+    return made, skipped
+
+
+def rows(file: Path) -> Iterator[tuple[str, Any]]:
+    text = file.read_text()
+    if file.suffix == ".json":
+        yield from ((f"{file}[{i}]", row) for i, row in enumerate(json.loads(text)))
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                yield f"{file}:{number}", json.loads(line)
+            except ValueError as error:
+                yield f"{file}:{number}", ValueError(f"not JSON ({error})")
+
+
+def request(row: Any) -> EditRequest:
+    if isinstance(row, ValueError):
+        raise row
+    if not isinstance(row, dict):
+        raise ValueError(f"not a JSON object but {type(row).__name__}")
+    true = row.get("ground_truth") or ()
+    true = (true,) if isinstance(true, str) else tuple(true)
+    return EditRequest.of(row["prompt"], row["subject"], row["target"], true)

@@ -1,0 +1,140 @@
+"""The console verb `jaxedit edit`: one fact of a model, or a file of them, with plain flags."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxedit import cli, settings
+from jaxedit.progress import Meter, is_first
+
+if TYPE_CHECKING:
+    from jaxedit.data.cases import EditRequest
+    from jaxedit.edit.record import Edit
+    from jaxedit.models.config import Model
+
+
+def main(argv: Sequence[str]) -> int:
+    """Edits a model: --prompt "The capital of {} is" --subject France --target Rome. The model
+    itself stays as it is; the edit is a small file (--out), or an entry of a ledger (--ledger).
+    """
+    args = parse(argv)
+    asked = read_requests(args)
+    import jaxedit
+    from jaxedit.edit.methods import configure, find
+    from jaxedit.edit.runner import resolve, run, suitable
+
+    find(args.method)  # said before a large model is read
+    mesh = cli.placement(args)
+    model = jaxedit.load(args.model, mesh, args.dtype, progress=Meter("reading", "weights"))
+    cfg = configure(args.method, model.cfg, preset=args.preset, protocol=args.protocol)
+    cfg = settings.override(cfg, args.set)
+    wanted = find(args.method).make(cfg).stats
+    stats: Any = None
+    if wanted:
+        given = args.stats or suitable(model)
+        stats = resolve(model, given, wanted, Meter("second moments", "batches"))
+    start = time.monotonic()
+    edits = run(
+        model, asked, cfg, not args.sequential, stats=stats, seed=args.seed, skip=len(asked) > 1,
+        batch=args.batch, progress=Meter("editing", "requests"),
+    )  # fmt: skip
+    seconds = time.monotonic() - start
+    keep(args, model, edits)
+    if is_first():
+        report(model, asked, edits, seconds, args)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    ap = cli.Parser("jaxedit edit", description=main.__doc__)
+    ap.add_argument("--model", required=True, help="a folder, hub name, checkpoint, or world")
+    ap.add_argument("--prompt", help="with {} for the subject, or naming it")
+    ap.add_argument("--subject")
+    ap.add_argument("--target", help="what the model is to say after the prompt")
+    ap.add_argument("--requests", help="instead: a file, world:SIZE:SEED:COUNT, or DATASET:PATH")
+    ap.add_argument("--method", default="rome", help="rome (default), memit, alphaedit, …")
+    ap.add_argument("--preset", default="", help="whose published settings; default: by shape")
+    ap.add_argument("--protocol", default="paper", help="paper (default) or easyedit")
+    ap.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    ap.add_argument("--stats", default="", help="a folder with second moments, or ROME's .npz")
+    ap.add_argument(
+        "--sequential", action="store_true", help="each on the model as the ones before left it"
+    )
+    ap.add_argument("--batch", type=int, default=0, help="requests of an edit, with --sequential")
+    ap.add_argument("--out", type=Path, help="the edit's file; with several requests, a folder")
+    ap.add_argument("--ledger", type=Path, help="a ledger to add the edits to; made if need be")
+    ap.add_argument("--seed", type=int, default=0)
+    cli.add_placement(ap)
+    return ap.parse_args(argv)
+
+
+def read_requests(args: argparse.Namespace) -> "list[EditRequest]":
+    from jaxedit.data.asked import requests
+    from jaxedit.data.cases import EditRequest
+
+    one = {name: getattr(args, name) for name in ("prompt", "subject", "target")}
+    if args.requests:
+        if given := [name for name, value in one.items() if value is not None]:
+            raise ValueError(f"--{given[0]} and --requests: one or the other")
+        found, skipped = requests(args.requests)
+        for skip in skipped[:5]:
+            print(f"left out: {skip.row}: {skip.reason}", file=sys.stderr)
+        return found
+    if missing := [name for name, value in one.items() if value is None]:
+        raise ValueError(f"give --{missing[0]} (with --prompt, --subject, --target), or --requests")
+    return [EditRequest.of(args.prompt, args.subject, args.target)]
+
+
+def keep(args: argparse.Namespace, model: "Model", edits: "Sequence[Edit]") -> None:
+    """Writes the edits where the flags say."""
+    from jaxedit.edit.ledger import Ledger
+
+    if not is_first():
+        return
+    if args.out and len(edits) == 1:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        edits[0].save(args.out)
+    elif args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for i, edit in enumerate(edits):
+            edit.save(args.out / f"{i:06}.safetensors")
+    if args.ledger:
+        exists = args.ledger.exists()
+        ledger = Ledger.open(args.ledger) if exists else Ledger.create(args.ledger, model)
+        for edit in edits:
+            ledger.add(edit)
+
+
+def report(
+    model: "Model",
+    asked: "Sequence[EditRequest]",
+    edits: "Sequence[Edit]",
+    seconds: float,
+    args: argparse.Namespace,
+) -> None:
+    """What the model says before and after, and what it took."""
+    import jaxedit
+    from jaxedit.edit.task import said
+
+    failed = [reason for e in edits for reason in e.provenance.get("failed", ())]
+    for reason in failed[:5]:
+        print(f"failed: {reason}", file=sys.stderr)
+    if len(asked) == 1 and not failed:
+        (request,), (edit,) = asked, edits
+        say = lambda **how: jaxedit.generate(model, request.text, max_new_tokens=8, **how)[0]
+        result = edit.provenance["result"]
+        print(f"before  {request.text}{say()}")
+        print(f"after   {request.text}{say(deltas=edit.deltas, writes=edit.writes)}")
+        numbers = f"loss {result['loss']:.3f} after {result['steps']} steps"
+        print(f"        {args.method}, {seconds:.1f} s; {numbers}, norm {result['norm']:.3g}")
+    elif not args.sequential:
+        right = int(said(model, asked, edits).sum())
+        print(f"{args.method}: {len(asked)} requests in {seconds:.1f} s; {right} say their target")
+    else:
+        print(f"{args.method}: {len(asked)} requests, {len(edits)} edits, in {seconds:.1f} s")
+    for where in (args.out, args.ledger):
+        if where:
+            print(where)
