@@ -32,6 +32,7 @@ class Factored:
     matrix_FF: Array
     scale_F: Array
     factor_FF: Array
+    rest_FF: Array | None = None  # what the matrix has lost in float32's rounding
 
 
 class Solved(NamedTuple):
@@ -52,8 +53,8 @@ def factor(matrix_FF: Array, ridge: float | Array = 0.0) -> Factored:
 
 
 @jax.jit
-def solve(f: Factored, b_FN: Array) -> Solved:
-    """matrix⁻¹ b."""
+def solve(f: Factored, b_FN: Array, rest_FN: Array | float = 0.0) -> Solved:
+    """matrix⁻¹ (b + rest)."""
 
     def roughly(r_FN: Array) -> Array:
         r_FN = jax.scipy.linalg.cho_solve((f.factor_FF, True), r_FN * f.scale_F[:, None])
@@ -61,25 +62,29 @@ def solve(f: Factored, b_FN: Array) -> Solved:
 
     def left(x_FN: Array) -> Array:
         high_FN, low_FN = product(f.matrix_FF, x_FN)
-        return roughly(b_FN - high_FN - low_FN)
+        if f.rest_FF is not None:
+            low_FN += dot(f.rest_FF, x_FN)
+        return roughly(b_FN - high_FN + (rest_FN - low_FN))
 
     def step(state: tuple) -> tuple:
-        i, x_FN, _, before_N, _ = state
-        move_FN = left(x_FN)
-        error_N = size(move_FN) / jnp.maximum(size(x_FN), jnp.finfo(jnp.float32).tiny)
-        better_N = error_N < before_N  # NaN is not
-        x_FN = jnp.where(better_N, x_FN + move_FN, x_FN)
-        return i + 1, x_FN, better_N.any(), jnp.where(better_N, error_N, before_N), error_N
+        i, x_FN, move_FN, error_N, _ = state
+        new_FN = x_FN + move_FN
+        rest_FN = left(new_FN)
+        new_N = size(rest_FN) / jnp.maximum(size(new_FN), jnp.finfo(jnp.float32).tiny)
+        better_N = new_N < error_N  # NaN is not
+        x_FN = jnp.where(better_N, new_FN, x_FN)
+        move_FN = jnp.where(better_N, rest_FN, move_FN)
+        return i + 1, x_FN, move_FN, jnp.where(better_N, new_N, error_N), better_N.any()
 
     def go_on(state: tuple) -> Array:
-        i, _, moving, error_N, _ = state
+        i, _, _, error_N, moving = state
         return (i < ROUNDS) & moving & ~(error_N <= GOOD).all()
 
-    x_FN = roughly(b_FN.astype(jnp.float32))
-    far_N = jnp.where(jnp.isfinite(x_FN).all(0), 1.0, jnp.nan) * jnp.full(x_FN.shape[1], jnp.inf)
-    state = (jnp.int32(0), x_FN, jnp.bool_(True), far_N, far_N)
-    _, x_FN, _, error_N, _ = jax.lax.while_loop(go_on, step, state)
-    return Solved(x_FN, error_N, left(x_FN))
+    b_FN = b_FN.astype(jnp.float32)
+    none_N = jnp.full(b_FN.shape[1], jnp.inf)
+    state = (jnp.int32(0), jnp.zeros_like(b_FN), roughly(b_FN), none_N, jnp.bool_(True))
+    _, x_FN, move_FN, error_N, _ = jax.lax.while_loop(go_on, step, state)
+    return Solved(jnp.where(jnp.isfinite(error_N), x_FN, jnp.nan), error_N, move_FN)
 
 
 @partial(jax.jit, static_argnames="apart")
@@ -87,8 +92,9 @@ def spread(f: Factored, keys_FN: Array, weight: float | Array, *, apart: bool = 
     """(weight · C + K Kᵀ)⁻¹ K, the directions in which keys are read when C is to stay; `apart`:
     each key by itself, as if the others were not there.
 
-    By the push-through identity: C⁻¹ K (weight · I + Kᵀ C⁻¹ K)⁻¹, a system of N unknowns. A key of
-    zeros has a direction of zeros.
+    By the push-through identity: C⁻¹ K (weight · I + Kᵀ C⁻¹ K)⁻¹, a system of N unknowns. Where
+    keys are nearly equal it is an ill one: it keeps what float32 would round away. A key of zeros
+    has a direction of zeros.
     """
     y_FN, error_N, rest_FN = solve(f, keys_FN)
     none_N = jnp.where(size(keys_FN) == 0, 1.0, 0.0)
@@ -98,46 +104,49 @@ def spread(f: Factored, keys_FN: Array, weight: float | Array, *, apart: bool = 
         by_N = weight + gram_N + none_N
         return Solved(y_FN / by_N, error_N, rest_FN / by_N)
     high_NN, low_NN = product(keys_FN.T, y_FN)
-    gram_NN = high_NN + (low_NN + dot(keys_FN.T, rest_FN))
-    whole_NN = (gram_NN + gram_NN.T) / 2 + jnp.diag(weight + none_N)
-    x_NF, inner_F, low_NF = solve(factor(whole_NN), y_FN.T)
+    low_NN += dot(keys_FN.T, rest_FN)
+    high_NN, low_NN = plus((high_NN, low_NN), jnp.diag(weight + none_N))
+    inner = factor(high_NN + low_NN).replace(matrix_FF=high_NN, rest_FF=low_NN)
+    x_NF, inner_F, low_NF = solve(inner, y_FN.T, rest_FN.T)
     return Solved(x_NF.T, jnp.maximum(error_N, inner_F.max()), low_NF.T)
 
 
 def product(a_MK: Array, b_KN: Array) -> tuple[Array, Array]:
-    """a @ b as the sum of two arrays: right to 2⁻⁴⁷ of the largest factors, float32 is to 2⁻²⁴."""
-    M, K = a_MK.shape
-    pad = -K % CHUNK if K > CHUNK else 0
-    chunk = min(K, CHUNK)
-    a_MK, b_KN = jnp.pad(a_MK, ((0, 0), (0, pad))), jnp.pad(b_KN, ((0, pad), (0, 0)))
-    a_sMK, b_sKN = slices(a_MK, 1), slices(b_KN, 0)
-    N = b_KN.shape[1]
-    pieces = (
-        a_sMK.reshape(SLICES, M, -1, chunk).transpose(2, 0, 1, 3),
-        b_sKN.reshape(SLICES, -1, chunk, N).transpose(1, 0, 2, 3),
-    )
+    """a @ b as the sum of two arrays: right to 2⁻⁴⁵ of K of the largest factors, where float32 is
+    to 2⁻²⁴.
+    """
+    (M, K), N = a_MK.shape, b_KN.shape[1]
+    chunk, pad = min(K, CHUNK), -K % min(K, CHUNK)
+    a_cMk = jnp.pad(a_MK, ((0, 0), (0, pad))).reshape(M, -1, chunk).swapaxes(0, 1)
+    b_ckN = jnp.pad(b_KN, ((0, pad), (0, 0))).reshape(-1, chunk, N)
+    top_M1, top_1N = largest(a_MK, 1), largest(b_KN, 0)
+
+    pairs = [(i, j) for i in range(SLICES) for j in range(SLICES - i)]
+    places = tuple(jnp.array(x) for x in zip(*pairs, strict=True))
 
     def add(total: tuple, piece: tuple) -> tuple:
-        a_sMk, b_skN = piece
-        for i in range(SLICES):
-            for j in range(SLICES - i):
-                total = plus(total, dot(a_sMk[i], b_skN[j]))
-        return total, None
+        a_sMk, b_skN = slices(piece[0], top_M1), slices(piece[1], top_1N)
+        one = lambda total, ij: (plus(total, dot(a_sMk[ij[0]], b_skN[ij[1]])), None)
+        return jax.lax.scan(one, total, places)  # a loop: short to compile
 
     zero = jnp.zeros((M, N), jnp.float32)
-    return jax.lax.scan(add, (zero, zero), pieces)[0]
+    return jax.lax.scan(add, (zero, zero), (a_cMk, b_ckN))[0]
 
 
-def slices(x: Array, axis: int) -> Array:
-    """x as a sum of SLICES arrays of few bits each, aligned along `axis`."""
-    _, exponent = jnp.frexp(jnp.abs(x).max(axis, keepdims=True))
-    out = []
-    for s in range(SLICES):
-        unit = jnp.ldexp(jnp.float32(1), exponent - (BITS - 1) - s * BITS)
+def largest(x: Array, axis: int) -> Array:
+    """The exponent of the largest number along an axis."""
+    return jnp.frexp(jnp.abs(x).max(axis, keepdims=True))[1]
+
+
+def slices(x: Array, top: Array) -> Array:
+    """x as a sum of SLICES arrays of few bits each; top: the exponent that they are aligned to."""
+
+    def cut(x: Array, s: Array) -> tuple[Array, Array]:
+        unit = jnp.ldexp(jnp.float32(1), top - (BITS - 1) - s * BITS)
         part = jnp.where(unit > 0, jnp.round(x / jnp.where(unit > 0, unit, 1)) * unit, 0)
-        out.append(part)
-        x = x - part
-    return jnp.stack(out)
+        return x - part, part
+
+    return jax.lax.scan(cut, x, jnp.arange(SLICES))[1]
 
 
 def plus(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
