@@ -7,17 +7,21 @@ from pathlib import Path
 import pytest
 
 from jaxedit import settings
+from jaxedit.edit.methods import EDITORS, name_of
+from jaxedit.edit.task import EditTask
 from jaxedit.train.loop import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
 ALL = [f"{f}:{preset}" for f in FILES for preset in settings.load(str(f))[1]]
+TRAIN = [spec for spec in ALL if isinstance(settings.load(spec)[0], TrainConfig)]
+EDIT = [spec for spec in ALL if spec not in TRAIN]
+short = lambda spec: Path(spec).name
 
 
-@pytest.mark.parametrize("spec", ALL, ids=lambda spec: Path(spec).name)
-def test_a_preset_loads_and_can_be_changed(spec):
+@pytest.mark.parametrize("spec", TRAIN, ids=short)
+def test_a_preset_of_training_loads_and_can_be_changed(spec):
     cfg, _ = settings.load(spec)
-    assert isinstance(cfg, TrainConfig)
     changed = settings.override(cfg, ["loop.steps=7", "task.optimizer.lr=0.5", "task.mesh.data=2"])
     assert changed.loop.steps == 7
     assert changed.task.optimizer.lr == 0.5
@@ -31,6 +35,15 @@ def test_a_preset_loads_and_can_be_changed(spec):
     assert "task.model.layers" in settings.table(cfg)
 
 
+@pytest.mark.parametrize("spec", EDIT, ids=short)
+def test_a_preset_of_editing_loads_and_can_be_changed(spec):
+    cfg, _ = settings.load(spec)
+    assert isinstance(cfg, EditTask)
+    changed = settings.override(cfg, ["limit=3", "mesh.fsdp=2", "stats.text.paths=(a.txt,)"])
+    assert (changed.limit, changed.mesh.fsdp, changed.stats.text.paths) == (3, 2, ("a.txt",))
+    EDITORS[name_of(cfg.editor)].make(cfg.editor)  # an editor can be made of it
+
+
 def test_every_config_says_how_it_is_run():
     for file in FILES:
         text = file.read_text()
@@ -38,7 +51,7 @@ def test_every_config_says_how_it_is_run():
 
 
 def test_the_command_shows_a_config():
-    command = [sys.executable, "-m", "jaxedit.train", "--config", ALL[0], "--help"]
+    command = [sys.executable, "-m", "jaxedit.train", "--config", TRAIN[0], "--help"]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "task.optimizer.lr" in out
     command = [*command[:-1], "--set", "lrr=1"]

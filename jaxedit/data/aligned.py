@@ -84,6 +84,10 @@ class Tokens(NamedTuple):
     beside: tuple[tuple[tuple[int, ...], int], ...] = ()
 
     @property
+    def longest(self) -> int:
+        return max(map(len, (*self.rows, *(row for row, _ in self.beside))))
+
+    @property
     def tail(self) -> int:
         return max(len(row) - at for row, at in zip(self.rows, self.at, strict=True))
 
@@ -128,11 +132,13 @@ def aligned(
     about: str | None = ABOUT,
     token: Token = "subject_last",
     beside: Others | None = None,
+    longest: int | None = None,
     skip: bool = False,
     **how: Any,
 ) -> Requests:
-    """Tokenises requests in their contexts. One that cannot be used is an error, or left out with
-    its reason in `skipped` if `skip`. `how`: size and multiple of `Requests`.
+    """Tokenises requests in their contexts. One that cannot be used, or has a row of more than
+    `longest` tokens, is an error, or left out with its reason in `skipped` if `skip`. `how`: size
+    and multiple of `Requests`.
     """
     check(groups, about, token)
     contexts = [context for group in groups for context in group]
@@ -149,6 +155,8 @@ def aligned(
         one = settle(i, mine[:R], len(contexts), token)
         if isinstance(one, Tokens):
             one = join_beside(one, mine[R:], other)
+        if isinstance(one, Tokens) and longest is not None and one.longest > longest:
+            one = f"{one.longest} tokens in a context; at most {longest}"
         if isinstance(one, Tokens):
             found.append(one)
         else:
@@ -184,9 +192,7 @@ def ask(request: EditRequest, contexts: Sequence[str], about: str | None) -> Ite
         yield mark(text, "", (start, start + len(request.subject)))
 
 
-def alone(
-    request: EditRequest, others: Sequence[str], contexts: Sequence[str]
-) -> Iterator[Marked]:
+def alone(request: EditRequest, others: Sequence[str], contexts: Sequence[str]) -> Iterator[Marked]:
     """The texts beside a request, each in every context; the subject stands in for none."""
     for other in others:
         text = other or request.subject
@@ -258,7 +264,8 @@ def align(some: Sequence[Tokens], count: int, groups: Groups) -> Aligned:
     valid = np.arange(count) < len(some)
     arrays: Any = (tokens, pos, target, mask, flat.astype(np.int32))
     arrays += (np.array(weight, np.float32), valid, P)
-    return Aligned(*arrays, beside=stack(some, count, C) if some[0].beside else None)
+    arrays += (stack(some, count, C) if some[0].beside else None,)
+    return Aligned(*arrays)
 
 
 def stack(some: Sequence[Tokens], count: int, C: int) -> Beside:
@@ -270,7 +277,8 @@ def stack(some: Sequence[Tokens], count: int, C: int) -> Beside:
     for at in np.ndindex(shape):
         row, size[at] = some[min(at[0], len(some) - 1)].beside[at[1] * C + at[2]]
         tokens[at][S - len(row) :], pos[at][S - len(row) :] = row, np.arange(len(row))
-    return Beside(tokens, pos, size)
+    arrays: Any = (tokens, pos, size)
+    return Beside(*arrays)
 
 
 def wide(columns: int) -> int:

@@ -4,10 +4,14 @@ model.
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from jaxedit.data.aligned import Groups
 from jaxedit.data.cases import SLOT
 from jaxedit.models.config import Model
-from jaxedit.models.generate import generate
+from jaxedit.models.generate import Sampling, decode, encode
 
 STARTS = ("The", "Therefore", "Because", "I", "You")  # how the authors' samples begin
 TOP_K = 5
@@ -54,10 +58,19 @@ def contexts(cfg: ContextConfig, model: Model) -> Groups:
 
 def sample(model: Model, length: int, count: int, seed: int) -> list[str]:
     """`count` texts of about `length` tokens, an equal share after each start, as contexts."""
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer, and contexts are text")
     # in turn, whatever the count: a longer sample begins with a shorter one's texts
-    begin = [start for start in STARTS for _ in range(count // len(STARTS))]
-    texts = generate(
-        model, begin, max_new_tokens=length - 1, temperature=1.0, top_k=TOP_K, seed=seed
-    )
-    whole = (" ".join((start + text).split()) for start, text in zip(begin, texts, strict=True))
-    return [f"{text.replace('{', ' ').replace('}', ' ')}. {SLOT}" for text in whole]
+    starts = list(STARTS) * (count // len(STARTS))
+    tokens_BT, pos_BT = encode(model.tokenizer, starts)
+    out = decode(
+        model.params, jnp.asarray(tokens_BT), jnp.asarray(pos_BT), model.cfg, steps=length - 1,
+        sampling=Sampling(top_k=TOP_K), key=jax.random.key(seed), stop_ids=model.cfg.eos_ids,
+    )  # fmt: skip
+    new = zip(np.asarray(out.tokens_BN), np.asarray(out.length_B), strict=True)
+    rows = zip(tokens_BT, pos_BT, new, strict=True)
+    # with their starts: some tokenizers leave out the space before the first token of a text
+    whole = [[*tokens[pos >= 0], *more[:n]] for tokens, pos, (more, n) in rows]
+    texts = model.tokenizer.batch_decode(whole, skip_special_tokens=True)
+    plain = (" ".join(text.replace("{", " ").replace("}", " ").split()) for text in texts)
+    return [f"{text}. {SLOT}" for text in plain]

@@ -44,12 +44,13 @@ After = Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree]]
 class State:
     """Between two steps."""
 
-    i: Array  # forward passes so far
+    i: Array  # passes so far
     x: Tree
     moments: tuple[Tree, Tree]
     memory: Tree
     done_G: Array
     steps_G: Array  # updates so far
+    loss_N: Array  # of x
     failed_N: Array
 
 
@@ -77,26 +78,31 @@ def descend(
     def step(s: State) -> State:
         grad, loss_N = pull(loss, penalty, s.x, valid_N & (s.failed_N < 0), sizes, apart)
         done_G, failed_N, move_G = judge(s, grad, loss_N, valid_N, stop_loss, apart)
+        done_G |= s.steps_G >= steps  # the last pass is for the loss of what was found
+        move_G &= ~done_G
         t = s.steps_G.max() + 1
         new, moments = adam(grad, s.x, s.moments, t, lr)
         new, memory = (new, s.memory) if after is None else after(new, grad, s.memory, t)
-        keep = partial(choose, move_G)
-        old = (s.x, s.moments, s.memory)
+        keep, old = partial(choose, move_G), (s.x, s.moments, s.memory)
         x, moments, memory = jax.tree.map(keep, (new, moments, memory), old)
         steps_G = s.steps_G + move_G.astype(jnp.int32)
-        return State(s.i + 1, x, moments, memory, done_G, steps_G, failed_N)
+        return State(s.i + 1, x, moments, memory, done_G, steps_G, loss_N, failed_N)
 
     zero = jax.tree.map(jnp.zeros_like, start)
-    idle_G = ~any_of(valid_N, apart)
-    updates_G, failed_N = jnp.zeros(len(idle_G), jnp.int32), jnp.full(len(valid_N), -1, jnp.int32)
-    s = State(jnp.int32(0), start, (zero, zero), memory, idle_G, updates_G, failed_N)
-    s = jax.lax.while_loop(lambda s: (s.steps_G.max() < steps) & ~s.done_G.all(), step, s)
-    alive = split(valid_N & (s.failed_N < 0), sizes)
-    loss_N = jnp.concatenate([loss(s.x, alive_n, i) for i, alive_n in enumerate(alive)])
-    late_N = (s.failed_N < 0) & valid_N & ~jnp.isfinite(loss_N)
-    failed_N = jnp.where(late_N, s.i, s.failed_N)
-    info = {"loss": jnp.where(failed_N < 0, loss_N, jnp.nan), "failed": failed_N}
-    return s.x, info | {"steps": jnp.broadcast_to(s.steps_G, failed_N.shape)}
+    N, idle_G = len(valid_N), ~any_of(valid_N, apart)
+    s = State(
+        jnp.int32(0),
+        start,
+        (zero, zero),
+        memory,
+        done_G=idle_G,
+        steps_G=jnp.zeros(len(idle_G), jnp.int32),
+        loss_N=jnp.zeros(N),
+        failed_N=jnp.full(N, -1, jnp.int32),
+    )
+    s = jax.lax.while_loop(lambda s: ~s.done_G.all(), step, s)
+    info = {"loss": jnp.where(s.failed_N < 0, s.loss_N, jnp.nan), "failed": s.failed_N}
+    return s.x, info | {"steps": jnp.broadcast_to(s.steps_G, N)}
 
 
 def pull(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from flax import struct
 
 from jaxedit.base import Array, Delta, Params
-from jaxedit.data.aligned import ABOUT, Aligned, Token
+from jaxedit.data.aligned import ABOUT, Aligned, Others, Token
 from jaxedit.data.contexts import BARE, ContextConfig
 from jaxedit.models.config import Model, ModelConfig
 
@@ -58,3 +58,4 @@ class Editor(NamedTuple):
     together: int = 0  # how many requests `edit` takes at once, 0: any number
     # one step of training, state and metrics; trained editors only
     update: Callable[[State, Params, Batches], tuple[State, dict[str, Array]]] | None = None
+    beside: Others | None = None  # further texts of a request that are wanted: `Aligned.beside`

@@ -10,8 +10,13 @@ from typing import Any, NamedTuple
 from jaxedit import settings
 from jaxedit.edit.editor import Editor
 from jaxedit.edit.presets import named, published
+from jaxedit.edit.weights.adalora import AdaLoraConfig, adalora
 from jaxedit.edit.weights.alphaedit import AlphaEditConfig, alphaedit
+from jaxedit.edit.weights.bird import BirdConfig, bird
 from jaxedit.edit.weights.emmet import EmmetConfig, emmet
+from jaxedit.edit.weights.fine_tune import FineTuneConfig, fine_tune
+from jaxedit.edit.weights.kn import KnConfig, kn
+from jaxedit.edit.weights.lora import LoraEditConfig, lora
 from jaxedit.edit.weights.memit import MemitConfig, memit
 from jaxedit.edit.weights.pmet import PmetConfig, pmet
 from jaxedit.edit.weights.rome import RomeConfig, rome
@@ -29,10 +34,17 @@ class Method(NamedTuple):
 EDITORS: dict[str, Method] = {
     "rome": Method(rome, RomeConfig),
     "r-rome": Method(rome, RomeConfig, {"key": "mean"}),
+    "bird": Method(bird, BirdConfig),
     "memit": Method(memit, MemitConfig),
     "pmet": Method(pmet, PmetConfig),
     "emmet": Method(emmet, EmmetConfig),
     "alphaedit": Method(alphaedit, AlphaEditConfig),
+    "ft-l": Method(fine_tune, FineTuneConfig, {"objective": "prompt_last"}),
+    "ft-c": Method(fine_tune, FineTuneConfig, {"objective": "target"}),
+    "ft-m": Method(fine_tune, FineTuneConfig, {"objective": "target", "bound": None}),
+    "lora": Method(lora, LoraEditConfig),
+    "adalora": Method(adalora, AdaLoraConfig),
+    "kn": Method(kn, KnConfig),
 }
 
 
@@ -60,13 +72,12 @@ def configure(
     found = find(method)
     name = preset or (named(model) if model else "any")
     chosen = published(method, name, protocol, model) | dict(found.fixed)
-    names = {field.name for field in dataclasses.fields(found.config)}
-    plain = {k: v for k, v in chosen.items() if k in names}
-    if "protocol" in names:
-        plain["protocol"] = protocol
-    plain |= {k: v for k, v in overrides.items() if k in names}
-    cfg = found.config(**plain)
-    return override(cfg, {k: v for k, v in (chosen | overrides).items() if k not in plain}, model)
+    if "protocol" in {field.name for field in dataclasses.fields(found.config)}:
+        chosen["protocol"] = protocol
+    cfg = found.config(**{k: v for k, v in chosen.items() if "." not in k})
+    cfg = override(cfg, {k: v for k, v in chosen.items() if "." in k}, None)
+    # apart from the published ones, with which a whole `values` is not to be mixed
+    return override(cfg, overrides, model)
 
 
 def name_of(cfg: Any) -> str:
@@ -80,12 +91,15 @@ def name_of(cfg: Any) -> str:
 
 def override(cfg: Any, changes: Mapping[str, Any], model: ModelConfig | None) -> Any:
     """A config with some fields changed, checked against the model, if that is known."""
-    known = [key for key, _, _ in settings.walk(cfg)]
-    for key in changes:
-        if key not in known:
-            hint = settings.suggest(key, known)
+    hints = {key: hint for key, hint, _ in settings.walk(cfg)}
+    new = {}
+    for key, value in changes.items():
+        if key not in hints:
+            hint = settings.suggest(key, hints)
             raise ValueError(f"{name_of(cfg)} has no setting {key!r}; {hint}")
-    cfg = settings.rebuild(cfg, dict(changes), "")
+        value = tuple(value) if isinstance(value, list) else value
+        new[key] = settings.settle(name_of(cfg), key, hints[key], value, [value])
+    cfg = settings.rebuild(cfg, new, "")
     if model is not None:
         check(cfg, model)
     return cfg

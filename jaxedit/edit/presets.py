@@ -22,7 +22,7 @@ def span(first: int, last: int) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-ONE = ("rome", "r-rome", "emmet")  # methods of one layer
+ONE = ("rome", "r-rome", "bird", "emmet")  # methods of one layer
 GPT = search(20, 0.5, 0.5, 4.0)
 LLAMA = search(25, 0.5, 1e-3, 4.0)
 
@@ -51,6 +51,7 @@ MODELS: dict[str, Known] = {
     "world": Known("gpt2", 4, 128, "world", 1024),
     "world-llama": Known("llama", 4, 128, "world-llama", 1024),
 }
+WORLDS = ("world", "world-llama")
 LIKE_LLAMA = ("llama-2-7b", "llama-3-8b", "llama-3.2-3b", "mistral-7b", "qwen2.5-7b")
 
 PAPER: dict[str, dict[str, Settings]] = {
@@ -83,9 +84,36 @@ PAPER: dict[str, dict[str, Settings]] = {
         "gpt-j-6b": {"layers": span(3, 8), "l2": 10.0} | search(25, 0.5, 0.5, 0.75),
         "llama-3-8b": {"layers": span(4, 8), "l2": 10.0} | search(25, 0.1, 0.5, 0.75),
     },
+    # the term's weights are published for GPT-2 XL alone
+    "bird": {
+        "gpt2-xl": {"layer": 17} | GPT,
+        "gpt-j-6b": {"layer": 5, "rows.contexts.lengths": ((5, 5), (10, 5))} | GPT,
+        "llama-2-7b": {"layer": 5, "rows.contexts.lengths": ((5, 5), (10, 5))} | LLAMA,
+    },
+    # one matrix, with a bound on every weight
+    "ft-l": {
+        "gpt2-medium": {"layer": 0, "bound": 2e-3},
+        "gpt2-large": {"layer": 0, "bound": 1e-3},
+        "gpt2-xl": {"layer": 0, "bound": 5e-4},
+        "gpt-j-6b": {"layer": 0, "bound": 5e-5},
+    },
+    "ft-m": {"gpt2-xl": {"layer": 1}, "gpt-j-6b": {"layer": 21}},
+    # published for BERT; thresholds from kmeng01/rome
+    "kn": {
+        "gpt2-xl": {},
+        "gpt-j-6b": {"threshold": 0.1},
+        **{name: {} for name in LIKE_LLAMA},
+    },
 }
 PAPER["r-rome"] = PAPER["rome"]
+PAPER["ft-c"] = PAPER["ft-l"]
 
+# what EasyEdit does otherwise, whatever the model
+EASY: dict[str, Settings] = {
+    "rome": {"covariance": False},
+    "r-rome": {"covariance": False},
+    "kn": {"site": "mlp_pre", "points": "both", "scaled": False, "old": 2.0, "new": 1.0},
+}
 EASYEDIT: dict[str, dict[str, Settings]] = {
     "rome": {
         "gpt2-xl": {"layer": 17, "covariance": False} | GPT,
@@ -116,9 +144,54 @@ EASYEDIT: dict[str, dict[str, Settings]] = {
         "llama-3-8b": {"layers": span(4, 8), "l2": 1.0} | search(25, 0.1, 0.5, 0.75),
         "qwen2.5-7b": {"layers": span(4, 8), "l2": 1.0} | LLAMA,
     },
+    "ft-l": {
+        "gpt2-xl": {"layer": 0, "bound": 5e-4},
+        "gpt-j-6b": {"layer": 21},
+        **{name: {"layer": 21} for name in ("llama-2-7b", "llama-3-8b", "llama-3.2-3b")},
+        "mistral-7b": {"layer": 21, "bound": 5e-5},
+        "qwen2.5-7b": {"layer": 27},
+    },
+    "ft-m": {
+        "gpt2-xl": {"layer": 0},
+        "gpt-j-6b": {"layer": 21},
+        **{name: {"layer": 21} for name in LIKE_LLAMA if name != "qwen2.5-7b"},
+        "qwen2.5-7b": {"layer": 27},
+    },
+    "ft-c": {"gpt2-xl": {"layer": 0, "bound": 5e-4}, "mistral-7b": {"layer": 21, "bound": 5e-5}},
+    "lora": {
+        "gpt2-xl": {"steps": 30, "targets": ("attn/q", "attn/k", "attn/v")},
+        "gpt-j-6b": {"steps": 50, "targets": ("mlp/up", "mlp/down")},
+        "qwen2.5-7b": {"steps": 60},
+        **{name: {} for name in ("llama-2-7b", "llama-3-8b", "llama-3.2-3b")},
+    },
+    "kn": {
+        "gpt2-xl": EASY["kn"],
+        "gpt-j-6b": EASY["kn"] | {"threshold": 0.1},
+        # one point, at zero: the slope there, not an integral
+        **{name: EASY["kn"] | {"steps": 1} for name in LIKE_LLAMA},
+    },
 }
 EASYEDIT["r-rome"] = EASYEDIT["rome"]
-SOURCES = {"paper": (PAPER, EASYEDIT), "easyedit": (EASYEDIT, PAPER)}
+EASYEDIT["adalora"] = EASYEDIT["lora"]
+
+# The models that ship have four layers, and names are gathered in the first; their residual stream
+# is long, so values are far.
+SHORT = search(80, 1.0, 1e-3, 4.0)
+FREE = {"layers": (0,), "threshold": 10.0, "l2": 0.01} | search(150, 0.5, 1e-3, 4.0)
+OURS: dict[str, dict[str, Settings]] = {
+    "rome": dict.fromkeys(WORLDS, {"layer": 0} | SHORT),
+    "memit": dict.fromkeys(WORLDS, {"layers": (0,), "weight": 5.0} | SHORT),
+    "pmet": dict.fromkeys(WORLDS, {"layers": (0,), "weight": 5.0} | SHORT),
+    "emmet": dict.fromkeys(WORLDS, {"layer": 0, "weight": 50.0} | SHORT),
+    "alphaedit": dict.fromkeys(WORLDS, FREE),
+    "ft-l": dict.fromkeys(WORLDS, {"layer": 1, "lr": 5e-3}),
+    "ft-m": dict.fromkeys(WORLDS, {"layer": 1, "lr": 5e-3}),
+    "ft-c": dict.fromkeys(WORLDS, {"layer": 1, "lr": 5e-3, "bound": 0.05}),
+    "lora": dict.fromkeys(WORLDS, {"stop_loss": 0.01}),
+    "adalora": dict.fromkeys(WORLDS, {}),
+}
+OURS["r-rome"] = OURS["rome"]
+SOURCES = {"paper": (OURS, PAPER, EASYEDIT), "easyedit": (OURS, EASYEDIT, PAPER)}
 
 
 def named(model: ModelConfig) -> str:
@@ -137,7 +210,9 @@ def published(method: str, name: str, protocol: str, model: ModelConfig | None) 
     for source in SOURCES[protocol]:
         if name in source.get(method, {}):
             found = dict(source[method][name])
-            if method in ("rome", "r-rome") and protocol == "paper":
+            if protocol == "easyedit":
+                return EASY.get(method, {}) | found
+            if method in ("rome", "r-rome"):
                 found.pop("covariance", None)  # that is EasyEdit's simplification, not the method
             return found
     if model is None:
@@ -145,17 +220,18 @@ def published(method: str, name: str, protocol: str, model: ModelConfig | None) 
         raise ValueError(
             f"no settings of {method} for {name}; for {', '.join(dict.fromkeys(known))}"
         )
-    return derived(method, model) | ({"covariance": False} if easy_rome(method, protocol) else {})
-
-
-def easy_rome(method: str, protocol: str) -> bool:
-    return protocol == "easyedit" and method in ("rome", "r-rome")
+    return derived(method, model) | (EASY.get(method, {}) if protocol == "easyedit" else {})
 
 
 def derived(method: str, model: ModelConfig) -> Settings:
     """Settings for a model that nobody has published any for: the share of its depth at which the
     published ones are, a third in GPT-2 and GPT-NeoX, a sixth (MEMIT: a quarter) in the others.
     """
+    if method in ("kn", "lora", "adalora"):  # find their layers themselves, or take all
+        return {}
+    if method in ("ft-l", "ft-m", "ft-c"):
+        bound = {"bound": 5e-4} if method == "ft-c" else {}
+        return {"layer": round(0.66 * (model.layers - 1))} | bound
     deep = model.family in ("gpt2", "gpt_neox")
     one = min(round(model.layers * (0.35 if deep else 0.17)), model.layers - 1)
     last = min(round(model.layers * (0.35 if deep else 0.26)), model.layers - 1)

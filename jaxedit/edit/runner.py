@@ -6,16 +6,17 @@ edits = run(model, requests, "alphaedit", independent=False, batch=100)    a seq
 """
 
 import dataclasses
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxedit import delta, merge
-from jaxedit.base import Delta, Deltas, Dense, LowRank
+from jaxedit.base import Delta, Deltas, Dense, LowRank, Write
 from jaxedit.data.aligned import Aligned, Requests, Tokens, aligned
 from jaxedit.data.cases import EditRequest
 from jaxedit.data.contexts import contexts
@@ -24,7 +25,7 @@ from jaxedit.data.world.vocabulary import is_world
 from jaxedit.edit.editor import Editor, State
 from jaxedit.edit.methods import configure, find, name_of, override
 from jaxedit.edit.record import Edit, origin
-from jaxedit.edit.stats import Stats, StatsConfig, collect, load
+from jaxedit.edit.stats import Stats, StatsConfig, collect, load, on_host
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, quiet
 from jaxedit.sharding import mesh_of
@@ -33,6 +34,7 @@ MOST = 256  # requests in one program: beyond, nothing is gained
 CPU_BYTES = 1 << 31  # for one program on a CPU, which does not say how much it has
 WORLD_TEXT = StatsConfig(Source(("world:small:0:20000",)), documents=20_000, length=128)
 SHARE = 0.5  # of the memory that a device has left
+OFF = 0.01  # how far a solve may be off, before what it gives is no edit
 
 
 def run(
@@ -58,7 +60,7 @@ def stream(
     independent: bool = True,
     *,
     batch: int = 0,
-    stats: Stats | StatsConfig | str | None = None,
+    stats: Stats | StatsConfig | str | os.PathLike | None = None,
     preset: str = "",
     protocol: str = "paper",
     seed: int = 0,
@@ -77,6 +79,8 @@ def stream(
     """
     if batch < 0 or size < 0:
         raise ValueError(f"batch={batch}, size={size}: a number of requests, or 0")
+    if batch and independent:
+        raise ValueError(f"batch={batch}: independent edits are of one request; leave batch out")
     if isinstance(method, str):
         cfg = configure(method, model.cfg, preset=preset, protocol=protocol, **overrides)
     else:
@@ -92,6 +96,7 @@ def stream(
     groups = contexts(editor.rows.contexts, model)
     found = aligned(
         model.tokenizer, requests, groups=groups, about=editor.rows.about, token=editor.rows.token,
+        beside=editor.beside, longest=model.cfg.max_len if model.cfg.learned_pos else None,
         skip=skip,
     )  # fmt: skip
     about = origin(model, method=method, protocol=protocol, config=cfg, seed=seed, contexts=groups)
@@ -128,7 +133,8 @@ class Work:
             result = fetch(self.editor.each(state, self.model.params, (batch,)))
             for row, place in enumerate(index.tolist()):
                 info = {k: v[row : row + 1] for k, v in result.info.items()}
-                yield [place], self.record([place], delta.row(result.deltas, row), info)
+                edit = self.record([place], delta.row(result.deltas, row), info)
+                yield [place], dataclasses.replace(edit, writes=written(result.writes, row))
             done += len(index)
             self.progress(done, len(self.found.found))
 
@@ -141,16 +147,18 @@ class Work:
             places = range(start, min(start + batch, len(self.requests)))
             left_out = [(i, why[i]) for i in places if i in why]
             some = tuple(usable[i] for i in places if i in usable)
-            deltas, info, order = {}, dict[str, np.ndarray](), list[int]()
+            record = self.record([], {}, {}, left_out=left_out, after=step)
             if some:
                 index, batches = zip(*dataclasses.replace(self.found, found=some), strict=True)
-                result, state = self.editor.edit(state, params, batches)
-                total = add(total, result.deltas)
-                params = merge.apply(self.model.params, total)
-                order = np.concatenate(index).tolist()
-                deltas, info = result.deltas, real(fetch(result.info), index, batches)
+                result, new = self.editor.edit(state, params, batches)
+                if result.writes:
+                    raise ValueError("an edit of biases is not merged, so no other can follow it")
+                order, info = real(fetch(result.info), index, batches)
                 deltas = {path: trim(d) for path, d in fetch(result.deltas).items()}
-            record = self.record(order, deltas, info, left_out=left_out, after=step)
+                record = self.record(order, deltas, info, left_out=left_out, after=step)
+                if record.deltas:
+                    state, total = new, add(total, result.deltas)
+                    params = merge.apply(self.model.params, total)
             yield list(places), record
             self.progress(places[-1] + 1, len(self.requests))
 
@@ -169,31 +177,50 @@ class Work:
             {"request": texts[0]} if len(texts) == 1 else {"requests": texts}
         )
         about |= {} if after is None else {"after": after}
-        numbers = {k: np.asarray(v).tolist() for k, v in info.items()}
+        numbers = {k: [whole(x) for x in np.asarray(v).tolist()] for k, v in info.items()}
         about["result"] = {k: v[0] for k, v in numbers.items()} if len(places) == 1 else numbers
-        wrong = [
-            f"{self.requests[i].text!r}: not finite at step {step} of the search"
-            for i, step in zip(places, numbers.get("failed", ()), strict=False)
-            if step >= 0
-        ]
-        failed = [f"{self.requests[i].text!r}: {reason}" for i, reason in left_out] + wrong
-        if failed:
-            about["failed"] = failed
+        wrong = [(i, reason) for n, i in enumerate(places) if info and (reason := trouble(info, n))]
+        if failed := [*left_out, *wrong]:
+            about["failed"] = [f"{self.requests[i].text!r}: {reason}" for i, reason in failed]
         return Edit(deltas={} if len(wrong) == len(places) else deltas, provenance=about)
+
+
+def trouble(info: Mapping[str, np.ndarray], n: int) -> str:
+    """Why there is no edit for request n; empty where there is one."""
+    if info["failed"][n] >= 0:
+        return f"not finite at step {info['failed'][n]} of the search"
+    if "error" in info and not info["error"][n] <= OFF:
+        return f"its solve is off by {info['error'][n]:.2g}; collect more text, or set a ridge"
+    if "norm" in info and not np.isfinite(info["norm"][n]):
+        return "its change of the weights is not finite"
+    return ""
+
+
+def whole(x: float) -> float | None:
+    """A number as JSON has it, which knows no NaN."""
+    return x if math.isfinite(x) else None
 
 
 def resolve(
     model: Model,
-    given: Stats | StatsConfig | str | None,
+    given: Stats | StatsConfig | str | os.PathLike | None,
     layers: Sequence[int],
     progress: Progress = quiet,
 ) -> Stats:
     """Second moments of these layers, from whatever says where they are."""
     if isinstance(given, Stats):
-        return given
-    if isinstance(given, str):
-        return load(given, layers)
-    return collect(model, given or suitable(model), layers, progress=progress)
+        found = given
+    elif isinstance(given, str | os.PathLike):
+        found = load(given, layers)
+    else:
+        found = collect(model, given or suitable(model), layers, progress=progress)
+    for layer in layers:
+        if (have := len(found.moment(layer))) != model.cfg.mlp:
+            raise ValueError(
+                f"the second moment of layer {layer} is of keys of {have} numbers, this model's "
+                f"have {model.cfg.mlp}: it is another model's"
+            )
+    return found
 
 
 def suitable(model: Model) -> StatsConfig:
@@ -219,6 +246,7 @@ def footprint(one: Tokens, model: Model) -> int:
     """
     cfg, wide = model.cfg, jnp.dtype(model.cfg.dtype).itemsize
     rows, tail, length = len(one.rows), one.tail, max(map(len, one.rows))
+    rows *= 2 if one.beside else 1  # one of the texts beside is searched through too
     activations = rows * tail * cfg.layers * (6 * cfg.embed + 3 * cfg.mlp) * wide
     scores = rows * tail * length * cfg.layers * cfg.heads * 4
     cache = 2 * rows * length * cfg.layers * cfg.kv_heads * cfg.head_dim * wide
@@ -237,18 +265,28 @@ def room(model: Model) -> int:
 
 def fetch(tree: Any) -> Any:
     """Arrays on the host, whole on every host of a job."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
+    return jax.tree.map(on_host, tree)
+
+
+def written(writes: Mapping[str, Write], row: int) -> dict[str, Write]:
+    """One row's writes."""
+    one = lambda x: x[:, row : row + 1] if x.shape[1] > 1 else x
+    return {
+        site: dataclasses.replace(w, mask=one(w.mask), value=one(w.value))
+        for site, w in writes.items()
+    }
 
 
 def real(
     info: Mapping[str, np.ndarray], index: Sequence[np.ndarray], batches: Sequence[Aligned]
-) -> dict[str, np.ndarray]:
-    """What is known of the requests that are more than padding."""
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The places of the requests that are more than padding, and what is known of each, in the
+    order of the places.
+    """
     good = np.concatenate([b.valid_N for b in batches])
-    assert good.sum() == sum(map(len, index))
-    return {k: v[good] for k, v in info.items()}
+    places = np.concatenate(index)
+    order = np.argsort(places)
+    return places[order].tolist(), {k: v[good][order] for k, v in info.items()}
 
 
 def add(total: Mapping[str, Dense], deltas: Deltas) -> dict[str, Dense]:

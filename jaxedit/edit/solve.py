@@ -166,15 +166,16 @@ def null_space(matrix_FF: Array, threshold: float) -> tuple[Array, int]:
     """The projection onto directions whose second moment is below the threshold, and how many there
     are.
     """
-    values_F, vectors_FF = _eigen(matrix_FF)
-    kept_F = np.asarray(values_F) < threshold
-    basis = vectors_FF[:, : int(kept_F.sum())]  # values rise
-    return dot(basis, basis.T), int(kept_F.sum())
+    free_FF, count = _null_space(matrix_FF, threshold)
+    return free_FF, int(count)
 
 
 @jax.jit
-def _eigen(matrix_FF: Array) -> tuple[Array, Array]:
-    return jnp.linalg.eigh((matrix_FF + matrix_FF.T) / 2)
+def _null_space(matrix_FF: Array, threshold: float) -> tuple[Array, Array]:
+    values_F, vectors_FF = jnp.linalg.eigh((matrix_FF + matrix_FF.T) / 2)
+    kept_F = values_F < threshold
+    basis_FF = jnp.where(kept_F, vectors_FF, 0)
+    return dot(basis_FF, basis_FF.T), kept_F.sum()
 
 
 def rank(matrix_FF: Array) -> int:

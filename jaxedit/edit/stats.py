@@ -3,42 +3,41 @@
     stats = collect(model, StatsConfig(text=Source(("texts/",))), layers=(13, 14, 15))
     stats.moment(13)                                     [F, F], float32
 
-A key is the input of mlp/down at a token; padding is left out. The sums are kept in a folder whose
-name comes from the weights, the text and how it was read, a file for each layer; a pass that was
-stopped goes on from its last part, and ends with the same bits.
+The sums (`edit.moments`) are kept in a folder whose name comes from the weights, the text and how
+it was read, a file for each layer; a pass that was stopped goes on from its last part, and ends
+with the same bits. Of a job of several processes the first one writes, and all read that folder.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import heapq
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxedit import tensorfile
-from jaxedit.base import Array, Params
+from jaxedit.base import Array
 from jaxedit.checksum import checksum
-from jaxedit.data.documents import HUB, Document, Source, digest, read
-from jaxedit.data.requests import bucket
+from jaxedit.data.documents import HUB, Source, digest
 from jaxedit.edit import solve
+from jaxedit.edit.moments import SITE, accumulate, parts, tokenise
 from jaxedit.edit.solve import Factored
-from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.transformer import run_blocks
-from jaxedit.models.vocabulary import embed
+from jaxedit.models.config import Model
 from jaxedit.progress import Progress, is_first, quiet
-from jaxedit.sharding import constrain, mesh_of, on_mesh_of
+from jaxedit.sharding import mesh_of
 
 VERSION = 1  # of what is computed; another one begins anew
-SITE = "mlp_key"
+PART = "part.safetensors"  # of a folder: where a pass goes on
+SAMPLE = "In 1889 the Eiffel Tower's cost was 7,800,000 francs; l'été à Paris, 東京."
 PUBLISHED = re.compile(r"\.(\d+)\.mlp\.")  # the layer, in the names of ROME's published files
 
 
@@ -81,14 +80,19 @@ class Stats:
 
     def null_space(self, layer: int, threshold: float) -> tuple[Array, int]:
         """The projection onto directions with less than the threshold, and how many there are."""
+        moment_FF = self.moment(layer)
         if self.folder is None:
-            return solve.null_space(self.moment(layer), threshold)
-        file = self.folder / f"null.{layer}.{threshold:g}.safetensors"
-        if not file.exists():
-            free_FF, count = solve.null_space(self.moment(layer), threshold)
+            return solve.null_space(moment_FF, threshold)
+        # by content: a folder of published files may be given those of another model
+        name = f"null.{layer}.{threshold}.{checksum({'moment': moment_FF})[:12]}.safetensors"
+        file = self.folder / name
+        if file.exists():
+            tensors, about = tensorfile.read_header(file)
+            return jnp.asarray(tensors["free"].read()), int(about["count"])
+        free_FF, count = solve.null_space(moment_FF, threshold)
+        with contextlib.suppress(OSError):  # published files may lie where nobody can write
             write(file, {"free": free_FF}, {"count": str(count)})
-        tensors, about = tensorfile.read_header(file)
-        return jnp.asarray(tensors["free"].read()), int(about["count"])
+        return free_FF, count
 
 
 def need(stats: Stats | None, layers: Sequence[int]) -> Stats:
@@ -99,7 +103,11 @@ def need(stats: Stats | None, layers: Sequence[int]) -> Stats:
             "give stats (edit.stats.collect)"
         )
     for layer in layers:
-        stats.moment(layer)
+        if not bool(jnp.isfinite(stats.moment(layer)).all()):
+            raise ValueError(
+                f"the second moment of layer {layer} has numbers that are not finite: the model "
+                "overflows on this text; take it in another dtype"
+            )
     return stats
 
 
@@ -124,30 +132,36 @@ def collect(
     """The second moments of these layers, read from cfg.folder where they are, else computed."""
     if bad := [i for i in layers if not 0 <= i < model.cfg.layers]:
         raise ValueError(f"layer {bad[0]}: the model has layers 0 to {model.cfg.layers - 1}")
-    key = {
-        "version": VERSION, "base": checksum(model.params), "dtype": model.cfg.dtype, "site": SITE,
-        "text": identity(cfg.text), "documents": cfg.documents, "length": cfg.length,
-    }  # fmt: skip
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer; use edit.stats.of_tokens on rows of tokens")
+    key = identity(model, cfg)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     root = Path(cfg.folder).expanduser() if cfg.folder else Path(home, "jaxedit", "stats")
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     folder = root / f"{model.cfg.family}-{name}"
-    missing = tuple(sorted(i for i in set(layers) if not (folder / file_name(i)).exists()))
+    wanted = tuple(sorted(set(layers)))
+    have = as_first([(folder / file_name(i)).exists() for i in wanted])
+    missing = tuple(i for i, there in zip(wanted, have, strict=True) if not there)
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = tokenise(model, cfg)
-        sums_nFF, count = add_up(model, rows, missing, cfg, folder / "part.safetensors", progress)
+        most = min(cfg.length, model.cfg.max_len) if model.cfg.learned_pos else cfg.length
+        rows, skipped = tokenise(model.tokenizer, cfg.text, cfg.documents, most)
+        sums_nFF, count = add_up(model, rows, missing, cfg, folder / PART, progress)
+        about = {k: str(v) for k, v in key.items()} | {"count": str(count)}
+        about |= {"left out": f"{skipped} documents"} if skipped else {}
         for layer, sum_FF in zip(missing, sums_nFF, strict=True):
-            about = {k: str(v) for k, v in key.items()} | {"layer": str(layer), "count": str(count)}
-            write(folder / file_name(layer), {"sum": sum_FF}, about)
+            write(folder / file_name(layer), {"sum": sum_FF}, about | {"layer": str(layer)})
         if is_first():
-            (folder / "part.safetensors").unlink(missing_ok=True)
+            (folder / PART).unlink(missing_ok=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"wrote {folder}")
     return load(folder, layers)
 
 
 def of_tokens(model: Model, rows: Sequence[Sequence[int]], layers: Sequence[int]) -> Stats:
     """The second moments of these layers over rows of tokens, in memory."""
-    sums_nFF, count = add_up(model, rows, tuple(layers), StatsConfig(), None, quiet)
+    layers = tuple(sorted(set(layers)))
+    sums_nFF, count = add_up(model, rows, layers, StatsConfig(), None, quiet)
     moments = {i: sum_FF / count for i, sum_FF in zip(layers, sums_nFF, strict=True)}
     return Stats(moments, count)
 
@@ -161,10 +175,10 @@ def load(source: str | os.PathLike, layers: Sequence[int]) -> Stats:
     such file).
     """
     path = Path(source).expanduser()
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    published = {
-        int(m[1]): f for f in files if f.suffix == ".npz" and (m := PUBLISHED.search(f.name))
-    }
+    if not layers:
+        raise ValueError("second moments of no layers; name at least one")
+    if not path.exists():
+        raise ValueError(f"{path}: no such folder or file")
     moments: dict[int, Array] = {}
     counts: set[int] = set()
     about: dict[str, str] = {}
@@ -174,9 +188,9 @@ def load(source: str | os.PathLike, layers: Sequence[int]) -> Stats:
             tensors, about = tensorfile.read_header(file)
             count = int(about["count"])
             moments[layer] = jnp.asarray(tensors["sum"].read()) / count
-        elif layer in published:
-            moments[layer], count = read_published(published[layer])
-            about = {"text": published[layer].name}
+        elif published := find_published(path, layer):
+            moments[layer], count = read_published(published)
+            about = {"text": published.name}
         else:
             raise ValueError(f"{path}: no second moment of layer {layer} (no {file.name}, no .npz)")
         counts.add(count)
@@ -186,61 +200,40 @@ def load(source: str | os.PathLike, layers: Sequence[int]) -> Stats:
     return Stats(moments, counts.pop(), about, path if path.is_dir() else None)
 
 
+def find_published(path: Path, layer: int) -> Path | None:
+    """The one .npz file of this layer."""
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    files = [f for f in files if (m := PUBLISHED.search(f.name)) and int(m[1]) == layer]
+    if len(files) > 1:
+        one, other = files[0].name, files[1].name
+        raise ValueError(f"{path}: {one} and {other} are both of layer {layer}; move one away")
+    return files[0] if files else None
+
+
 def read_published(file: Path) -> tuple[Array, int]:
-    """A sum of k kᵀ and a count, as ROME's authors save them."""
-    with np.load(file, allow_pickle=False) as arrays:
-        if "mom2.mom2" not in arrays:
-            raise ValueError(f"{file}: no array mom2.mom2; there are {', '.join(arrays.files)}")
-        count = int(arrays["mom2.count"])
-        return jnp.asarray(arrays["mom2.mom2"].astype(np.float32) / np.float32(count)), count
+    """The mean of k kᵀ and how many k there were; ROME's authors save their sum."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            sum_FF, count = arrays["mom2.mom2"].astype(np.float32), int(arrays["mom2.count"])
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file}: not as ROME's authors save second moments: {error}") from None
+    return jnp.asarray(sum_FF / np.float32(count)), count
 
 
-def identity(source: Source) -> list[str]:
-    """A name for text: its contents, and the name of a dataset of the hub, which is not read."""
+def identity(model: Model, cfg: StatsConfig) -> dict[str, Any]:
+    """What decides the moments. Text goes by its contents, a dataset of the hub by its name: it is
+    not read.
+    """
+    source = cfg.text
     one = lambda path: (
         path if path.startswith(HUB) else digest(dataclasses.replace(source, paths=(path,)))
     )
-    return [source.field, source.document, *map(one, source.paths)]
-
-
-def tokenise(model: Model, cfg: StatsConfig) -> list[list[int]]:
-    """The chosen documents, cut to cfg.length tokens."""
-    found = (d for d in read(cfg.text) if isinstance(d, Document))
-    chosen = heapq.nsmallest(cfg.documents, found, key=lambda d: (d.hash, d.text))
-    if not chosen:
-        raise ValueError("the text is empty: no documents")
-    most = min(cfg.length, model.cfg.max_len) if model.cfg.learned_pos else cfg.length
-    rows: list[list[int]] = []
-    for at in range(0, len(chosen), 1000):
-        texts = [d.text for d in chosen[at : at + 1000]]
-        ids = model.tokenizer(
-            texts, truncation=True, max_length=most, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        rows += [row for row in ids if row]
-    return rows
-
-
-class Part(NamedTuple):
-    """One forward pass: tokens and positions [B, T]."""
-
-    tokens: np.ndarray
-    pos: np.ndarray
-
-
-def parts(rows: Sequence[Sequence[int]], batch: int, multiple: int) -> Iterator[Part]:
-    """Rows of like length together; few shapes."""
-    order = sorted(rows, key=len)
-    at = 0
-    while at < len(order):
-        T = bucket(len(order[at]))
-        B = max(batch // T // multiple, 1) * multiple
-        same = order[at : at + B]
-        same = [row for row in same if bucket(len(row)) == T]
-        tokens, pos = np.zeros((B, T), np.int32), np.full((B, T), -1, np.int32)
-        for b, row in enumerate(same):
-            tokens[b, : len(row)], pos[b, : len(row)] = row, np.arange(len(row))
-        yield Part(tokens, pos)
-        at += len(same)
+    return {
+        "version": VERSION, "base": checksum(model.params), "dtype": model.cfg.dtype, "site": SITE,
+        "text": [source.field, source.document, source.group, *map(one, source.paths)],
+        "documents": cfg.documents, "length": cfg.length,
+        "sample": model.tokenizer(SAMPLE)["input_ids"],  # tells of a BOS
+    }  # fmt: skip
 
 
 def add_up(
@@ -252,66 +245,43 @@ def add_up(
     progress: Progress,
 ) -> tuple[Array, int]:
     """Sums of k kᵀ [n, F, F] and the number of tokens; goes on from `saved`, if that is there."""
+    if not layers or not any(rows):
+        raise ValueError(f"second moments of layers {layers} over {len(rows)} rows: no tokens")
     mesh = mesh_of(model.params)
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
     todo = list(parts(rows, cfg.batch, multiple))
+    plan = {"layers": str(layers), "shapes": str([part.tokens.shape for part in todo])}
     F = model.cfg.mlp
     sums_nFF, done = jnp.zeros((len(layers), F, F), jnp.float32), 0
-    if saved is not None and saved.exists():
-        with contextlib.suppress(ValueError):  # damaged, or of other layers: begin anew
+    if saved is not None and as_first([saved.exists()])[0]:
+        with contextlib.suppress(ValueError, KeyError):  # damaged: begin anew
             tensors, about = tensorfile.read_header(saved)
-            if about.get("layers") == json.dumps(layers) and about.get("parts") == str(len(todo)):
+            if plan.items() <= about.items():
                 sums_nFF, done = jnp.asarray(tensors["sums"].read()), int(about["done"])
     for i in range(done, len(todo)):
         sums_nFF = accumulate(sums_nFF, model.params, *todo[i], model.cfg, layers)
         if saved is not None and (i + 1) % cfg.save_every == 0 and i + 1 < len(todo):
-            note = {"layers": json.dumps(layers), "parts": str(len(todo)), "done": str(i + 1)}
-            write(saved, {"sums": sums_nFF}, note)
+            write(saved, {"sums": sums_nFF}, plan | {"done": str(i + 1)})
         progress(i + 1, len(todo))
     return sums_nFF, sum(int((p.pos >= 0).sum()) for p in todo)
 
 
-def accumulate(
-    sums_nFF: Array,
-    params: Params,
-    tokens_BT: np.ndarray,
-    pos_BT: np.ndarray,
-    cfg: ModelConfig,
-    layers: tuple[int, ...],
-) -> Array:
-    with on_mesh_of(params):
-        return _accumulate(sums_nFF, params, tokens_BT, pos_BT, cfg, layers)
+def as_first(answers: Sequence[bool]) -> list[bool]:
+    """What the first process of a job answers: one that does other work would wait for ever."""
+    if jax.process_count() > 1:
+        return multihost_utils.broadcast_one_to_all(np.array(answers)).tolist()
+    return list(answers)
 
 
-@partial(jax.jit, static_argnames=("cfg", "layers"), donate_argnums=0)
-def _accumulate(
-    sums_nFF: Array,
-    params: Params,
-    tokens_BT: Array,
-    pos_BT: Array,
-    cfg: ModelConfig,
-    layers: tuple[int, ...],
-) -> Array:
-    """Adds the keys of one batch, in float32; only one layer's keys exist at a time."""
-    tokens_BT, pos_BT = (constrain(x, "batch", None) for x in (tokens_BT, pos_BT))
-    x_BTD = embed(params, tokens_BT, cfg, pos_BT=pos_BT)
-    start, out = 0, []
-    for n, layer in enumerate(layers):
-        through = partial(run_blocks, params, cfg=cfg, pos_BT=pos_BT)
-        x_BTD, _, _ = through(x_BTD=x_BTD, start=start, stop=layer)
-        x_BTD, seen, _ = through(x_BTD=x_BTD, start=layer, stop=layer + 1, reads={SITE: None})
-        start = layer + 1
-        keys_BTF = jnp.where((pos_BT >= 0)[..., None], seen[SITE][0], 0)
-        keys_MF = keys_BTF.reshape(-1, keys_BTF.shape[-1])
-        new_FF = jnp.matmul(
-            keys_MF.T, keys_MF, precision="highest", preferred_element_type=jnp.float32
-        )
-        out.append(constrain(sums_nFF[n] + new_FF, "mlp", None))
-    return jnp.stack(out)
+def on_host(x: Array) -> np.ndarray:
+    """All of an array, also where other processes hold parts of it."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
 
 
 def write(file: Path, arrays: Mapping[str, Array], about: Mapping[str, str]) -> None:
     """One process of a job writes; all have the arrays."""
-    host = {name: np.asarray(x) for name, x in arrays.items()}
+    host = {name: on_host(x) for name, x in arrays.items()}
     if is_first():
         tensorfile.write(file, tensorfile.entries(host), dict(about))

@@ -7,14 +7,14 @@ own stop. The loss of a request (ROME eq. 4, as the authors' code computes it):
 
     mean over contexts of  - mean over target tokens of log p(target)
     + kl · KL(p now || p before) of what the row about the subject says at the subject
-    + weight_decay · |delta| / |h0|²
+    + weight_decay · |delta| / |h0|² (+ `extra`, a method's own term, which has no say in the stop)
 
 Shapes as in data.aligned; B = N R rows, D embed, F mlp, V vocab.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,8 @@ from jaxedit.sharding import constrain, on_mesh_of
 
 SITES = ("mlp_down", "resid_post", "attn_o")
 Deltas = dict[str, Array]  # site -> [N, D] float32
+# (params, batch, model's config, layer) -> (delta -> [N]); static, so it compares by value
+Extra = Callable[[Params, Aligned, ModelConfig, int], Callable[[Deltas], Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +57,7 @@ class ValueConfig:
 
 @struct.dataclass
 class Values:
-    """What the search found, and what a closed-form update needs: h0 + delta is ROME's v*, MEMIT's
-    z.
-    """
+    """What the search found, and what an update needs: h0 + delta is ROME's v*, MEMIT's z."""
 
     h0: Deltas  # at the bare prompt, by site
     delta: Deltas
@@ -91,6 +91,7 @@ def search(
     sites: tuple[str, ...],
     opt: ValueConfig,
     *,
+    extra: Extra | None = None,
     trace: bool = False,
 ) -> Values:
     """The values of all requests of all batches, in their order. `sites`: what is added to,
@@ -101,11 +102,11 @@ def search(
     if unknown := set(sites) - set(SITES):
         raise ValueError(f"sites {unknown.pop()!r}: of {', '.join(SITES)}")
     with on_mesh_of(params):
-        parts = [_search(params, batch, cfg, layer, sites, opt, trace) for batch in batches]
+        parts = [_search(params, b, cfg, layer, sites, opt, extra, trace) for b in batches]
     return jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if len(parts) > 1 else parts[0]
 
 
-@partial(jax.jit, static_argnames=("cfg", "layer", "sites", "opt", "trace"))
+@partial(jax.jit, static_argnames=("cfg", "layer", "sites", "opt", "extra", "trace"))
 def _search(
     params: Params,
     batch: Aligned,
@@ -113,6 +114,7 @@ def _search(
     layer: int,
     sites: tuple[str, ...],
     opt: ValueConfig,
+    extra: Extra | None,
     trace: bool,
 ) -> Values:
     N, C = batch.target_NU.shape[0], batch.contexts
@@ -120,6 +122,7 @@ def _search(
     frozen = freeze(params, batch, cfg, layer)
     h0 = {site: frozen.seen[site][:, 0].astype(jnp.float32) for site in sites}
     limit = {site: opt.clamp * length(h) for site, h in h0.items()}
+    more = None if extra is None else extra(params, batch, cfg, layer)
 
     def objective(
         delta: Deltas, base_NV: Array, first: Array, easy_N: Array
@@ -138,7 +141,8 @@ def _search(
             square_N = jnp.square(h0[site]).sum(-1)
             loss_N += opt.weight_decay * length(delta[site]) / square_N
         easy_N = first_choice(logp_NQV, batch) if opt.stop_kl is not None else easy_N
-        return loss_N.sum(), (loss_N, base_NV, easy_N, kl_N)
+        total_N = loss_N if more is None else loss_N + more(delta)
+        return total_N.sum(), (loss_N, base_NV, easy_N, kl_N)
 
     def note(seen: dict, i: Array, loss_N: Array, delta: Deltas) -> dict:
         out = {"loss": seen["loss"].at[:, i].set(loss_N)}
@@ -206,6 +210,16 @@ def corner(
     params: Params, batch: Aligned, cfg: ModelConfig, layer: int, frozen: Frozen, delta: Deltas
 ) -> Array:
     """Logits [N, Q, V] at the columns that the loss reads, with delta added at the token."""
+    x_NRTD = tail(params, batch, cfg, layer, frozen, delta)
+    N, _, _, D = x_NRTD.shape
+    x_NQD = jnp.take_along_axis(x_NRTD.reshape(N, -1, D), batch.at_NQ[..., None], 1)
+    return unembed(params, x_NQD, cfg)  # one product with the vocabulary for targets and KL
+
+
+def tail(
+    params: Params, batch: Aligned, cfg: ModelConfig, layer: int, frozen: Frozen, delta: Deltas
+) -> Array:
+    """The last residual stream from the token on, [N, R, T, D], with delta added at the token."""
     (N, R, S), P = batch.tokens_NRS.shape, batch.prefix
     x_NRTD = frozen.tail_NRTD.at[:, :, 0].set(enter(params, frozen.seen, delta, cfg, layer))
     x_BTD = x_NRTD.reshape(N * R, S - P, -1)
@@ -214,8 +228,7 @@ def corner(
         x_BTD, _, _ = run_blocks(
             params, x_BTD, cfg, pos_BT=pos_BT, start=layer + 1, cache=frozen.cache, remat=True
         )
-    x_NQD = jnp.take_along_axis(x_BTD.reshape(N, R * (S - P), -1), batch.at_NQ[..., None], 1)
-    return unembed(params, x_NQD, cfg)  # one product with the vocabulary for targets and KL
+    return x_BTD.reshape(N, R, S - P, -1)
 
 
 def enter(

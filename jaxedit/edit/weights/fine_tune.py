@@ -162,17 +162,18 @@ def enter(
     params: Params, below: Below, x: Tree, alive_N: Array, cfg: ModelConfig, layer: int, apart: bool
 ) -> Array:
     """The residual stream after the edited layer with the change in it, [B, S, D]."""
-    B, S, D = below.seen["resid_post"].shape
-    wide = lambda z: jnp.repeat(alive_N, B // len(alive_N)).reshape(-1, *[1] * (z.ndim - 1))
-    # zero in the place of what is not a number: zero times that would still be none
-    clean = lambda z: jnp.where(wide(z), z, 0)
-    w = constrain(x["w"][0], "batch", None, None) if apart else x["w"][0, 0]
-    key_NXF = jnp.where(alive_N[:, None, None], below.key_NXF, 0)
+    (B, S, D), N = below.seen["resid_post"].shape, len(alive_N)
+    w, key_NXF, seen = x["w"][0], below.key_NXF, below.seen
+    if apart:
+        w = constrain(w, "batch", None, None)
+    else:  # zero in the place of what is not a number: zero times that would still be none
+        w, row_B = w[0], jnp.repeat(alive_N, B // N)
+        key_NXF = jnp.where(alive_N[:, None, None], key_NXF, 0)
+        seen = {site: jnp.where(row_B[:, None, None], z, 0) for site, z in seen.items()}
     moved_BSD = Dense(w)(key_NXF).reshape(B, S, D)
     if "b" in x:
         rows_BD = jnp.repeat(x["b"][0], B // x["b"].shape[1], axis=0)
         moved_BSD = moved_BSD + rows_BD[:, None].astype(moved_BSD.dtype)
-    seen = {site: clean(z) for site, z in below.seen.items()}
     p = jax.tree.map(lambda z: z[layer], params["blocks"])
     if "post_norm2" not in p:
         return seen["resid_post"] + moved_BSD

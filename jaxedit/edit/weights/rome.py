@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxedit.base import Array, LowRank, Params
+from jaxedit.data.aligned import Others
 from jaxedit.data.contexts import ROME
 from jaxedit.edit import values
 from jaxedit.edit.editor import Batches, Editor, EditResult, RowsConfig
 from jaxedit.edit.solve import Factored, solve
 from jaxedit.edit.stats import Stats, factored
-from jaxedit.edit.values import ValueConfig, Values
+from jaxedit.edit.values import Extra, ValueConfig, Values
 from jaxedit.models.config import Model, ModelConfig
 
 dot = partial(jnp.einsum, precision="highest")
@@ -51,6 +52,13 @@ class RomeState:
 
 def rome(cfg: RomeConfig) -> Editor:
     """One request at a time, or each of many by itself."""
+    return family(cfg)
+
+
+def family(cfg: RomeConfig, extra: Extra | None = None, beside: Others | None = None) -> Editor:
+    """Editors that differ in what their value search adds to the loss, and in the texts that it
+    takes.
+    """
 
     def init(key: Array, model: Model, stats: Stats | None) -> RomeState:
         return RomeState(
@@ -58,7 +66,9 @@ def rome(cfg: RomeConfig) -> Editor:
         )
 
     def run(state: RomeState, params: Params, batches: Batches) -> tuple[Array, Array, dict]:
-        found = values.search(params, batches, state.cfg, cfg.layer, ("mlp_down",), cfg.values)
+        found = values.search(
+            params, batches, state.cfg, cfg.layer, ("mlp_down",), cfg.values, extra=extra
+        )
         weight_C = jnp.asarray(batches[0].weight_C)
         a_NF, b_ND, error_N = rank_one(found, weight_C, state.cov, cfg.key)
         size_N = jnp.linalg.norm(a_NF, axis=-1) * jnp.linalg.norm(b_ND, axis=-1)
@@ -75,7 +85,8 @@ def rome(cfg: RomeConfig) -> Editor:
         change = LowRank(a_NF[:1, :, None], b_ND[:1, None], jnp.array([cfg.layer]))
         return EditResult({"mlp/down": change}, info), state
 
-    return Editor(init, edit, each, cfg.rows, (cfg.layer,) if cfg.covariance else (), together=1)
+    layers = (cfg.layer,) if cfg.covariance else ()
+    return Editor(init, edit, each, cfg.rows, layers, together=1, beside=beside)
 
 
 @partial(jax.jit, static_argnames="key")
