@@ -4,31 +4,32 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxedit
-from jaxedit import LowRank, Model, Write, cli, merge
-from jaxedit.base import Array, Deltas
+from jaxedit import Model, Write, cli, merge
+from jaxedit.base import Deltas
 from jaxedit.checksum import checksum
 from jaxedit.data.cases import EditCase, EditRequest
-from jaxedit.data.requests import EditBatch, edit_batches
+from jaxedit.data.requests import edit_batches
 from jaxedit.data.world.cases import cases
-from jaxedit.data.world.corpus import documents
 from jaxedit.data.world.facts import World, make
-from jaxedit.data.world.relations import FACTUAL, RELATIONS, phrases
-from jaxedit.edit.record import Edit, origin
+from jaxedit.edit.runner import run
 from jaxedit.evaluate.exact import exact
 from jaxedit.models.specs import count
 from jaxedit.report import html, plots
 
-LAYER = 0  # whose MLP is edited, at the subject's last token
+# the methods, and how they are set for a quick look
+METHODS: dict[str, dict[str, Any]] = {
+    "rome": {"rows.contexts.lengths": ((10, 5),)},
+    "ft-m": {},
+    "lora": {},
+}
 NOISE = 1.0  # on the subject in the trace, in standard deviations of the embeddings
-STEPS, RATE = 60, 1.0  # of the search for a value
 OUT = Path("runs/demo")
 ASKED = {  # what is asked before and after, by the keys of a case's probes
     "the edit itself": "",
@@ -41,17 +42,13 @@ ASKED = {  # what is asked before and after, by the keys of a case's probes
 
 
 class Line(NamedTuple):
-    """A prompt with what the model said before and after, and what it should say after."""
+    """A prompt with what the model says: as it is, and with each method's edit."""
 
     what: str
     prompt: str
     before: str
-    after: str
+    after: tuple[str, ...]
     wanted: tuple[str, ...]
-
-    @property
-    def right(self) -> bool:
-        return self.after in self.wanted
 
 
 def main() -> None:
@@ -64,17 +61,21 @@ def main() -> None:
     print(f"locate: which states carry “{request.text} {request.ground_truth[0]}”")
     effect, tokens = trace(model, request)
     draw(effect)
-    print(f"\nedit: “{request.text} {request.target}”, one rank in layer {LAYER}")
-    edit = rank_one(model, case, list(documents(world, 400, seed=1)))
-    lines = ask(model, case, edit.deltas)
+    print(f"\nedit: “{request.text} {request.target}”, by {', '.join(METHODS)}")
+    edits = [run(model, [request], method, **how)[0] for method, how in METHODS.items()]
+    lines = ask(model, case, [edit.deltas for edit in edits])
     print("\n" + show(lines))
+    edit = edits[0]
     edited = edit.merge(model)
     kept = merge.original(model.params, edit.deltas)
     back = checksum(merge.restore(edited.params, kept)) == checksum(model.params)
     OUT.mkdir(parents=True, exist_ok=True)
     edit.save(OUT / "edit.safetensors")
     size = (OUT / "edit.safetensors").stat().st_size
-    undone = f"undo: the edit is a file of {size:,} bytes; undone, every bit is back: {back}"
+    undone = (
+        f"undo: {next(iter(METHODS))}'s edit is a file of {size:,} bytes; merged and undone, every "
+        f"bit is back: {back}"
+    )
     print(f"\n{undone}")
     write(request, effect, tokens, lines, undone)
     print(f"\n{OUT}/trace.svg, {OUT}/index.html; {time.time() - start:.0f} s on "
@@ -130,82 +131,8 @@ def true_request(request: EditRequest) -> EditRequest:
     return EditRequest(request.prompt, request.subject, request.ground_truth[0])
 
 
-def rank_one(model: Model, case: EditCase, texts: Sequence[str]) -> Edit:
-    """W + a b in one MLP: from the subject's key to a value that makes the target follow, and as
-    little as can be for the keys of other text.
-    """
-    cfg, request = model.cfg, case.request
-    # asked in several ways, so that the key is not that of one context
-    relation = RELATIONS[case.info["relation"]]
-    asked = [dataclasses.replace(request, prompt=phrase) for phrase in phrases(relation)]
-    others = [phrases(r)[0] for r in FACTUAL if r.subject == relation.subject and r != relation]
-    kept = [EditRequest(phrase, request.subject, ".") for phrase in others]
-    _, batch = next(iter(edit_batches(model.tokenizer, asked, size=len(asked))))
-    _, about = next(iter(edit_batches(model.tokenizer, kept, size=len(kept))))
-    at = jnp.asarray(batch.subject_B)[:, None]
-    reads = {"mlp_key": at}
-    seen = jaxedit.forward(model.params, batch.tokens_BT, cfg, pos_BT=batch.pos_BT, reads=reads)
-    key = seen.reads["mlp_key"][LAYER, :, 0].mean(0)
-    tokens = model.tokenizer(list(texts), padding=True, return_tensors="np")
-    pos = np.where(tokens["attention_mask"], np.cumsum(tokens["attention_mask"], 1) - 1, -1)
-    keys = jaxedit.forward(
-        model.params, jnp.asarray(tokens["input_ids"]), cfg, pos_BT=jnp.asarray(pos),
-        reads={"mlp_key": None},
-    ).reads["mlp_key"][LAYER]  # fmt: skip
-    keys = jnp.where((pos >= 0)[..., None], keys, 0).reshape(-1, cfg.mlp)
-    second = keys.T @ keys / (pos >= 0).sum()
-    ridge = 1e-3 * jnp.trace(second) / cfg.mlp
-    a = jnp.linalg.solve(second + ridge * jnp.eye(cfg.mlp), key)
-    value = find_value(model, batch, about)
-    delta = LowRank((a / (a @ key))[None, :, None], value[None, None], jnp.array([LAYER]))
-    provenance = origin(model, method="rank-one", request=request)
-    return Edit(deltas={"mlp/down": delta}, provenance=provenance)
-
-
-def find_value(model: Model, batch: EditBatch, about: EditBatch) -> Array:
-    """What to add to the MLP's output at the subject's last token so that the targets of `batch`
-    follow, while what the model says after the prompts of `about` stays.
-    """
-    params, cfg = model.params, model.cfg
-    next_BT = jnp.roll(jnp.asarray(batch.tokens_BT), -1, 1)
-
-    def log_p(batch: EditBatch, value: Array) -> Array:
-        at = jnp.asarray(batch.subject_B)[:, None]
-        here = (jnp.arange(batch.tokens_BT.shape[1]) == at)[None]
-        write = Write(here, value[None, None, None], jnp.array([LAYER]), add=True)
-        out = jaxedit.forward(
-            params, batch.tokens_BT, cfg, pos_BT=batch.pos_BT, writes={"mlp_down": write}
-        )
-        return jax.nn.log_softmax(out.logits)
-
-    rows = jnp.arange(len(about.prompt_B))
-    last = lambda value: log_p(about, value)[rows, about.prompt_B]
-    before = last(jnp.zeros(cfg.embed))
-
-    def loss(value: Array) -> Array:
-        said = jnp.take_along_axis(log_p(batch, value), next_BT[..., None], -1)[..., 0]
-        target = -jnp.where(batch.target_BT, said, 0).sum() / batch.target_BT.sum()
-        now = last(value)
-        drift = (jnp.exp(now) * (now - before)).sum(-1).mean()
-        return target + drift + 1e-3 * jnp.square(value).mean()
-
-    adam = optax.adam(RATE)
-
-    @jax.jit
-    def search(value: Array) -> Array:
-        def step(_: int, carry: tuple) -> tuple:
-            value, state = carry
-            with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-                change, state = adam.update(jax.grad(loss)(value), state)
-            return value + change, state
-
-        return jax.lax.fori_loop(0, STEPS, step, (value, adam.init(value)))[0]
-
-    return search(jnp.zeros(cfg.embed))
-
-
-def ask(model: Model, case: EditCase, deltas: Deltas) -> list[Line]:
-    """The model's answers to one question of each kind, without the edit and with it."""
+def ask(model: Model, case: EditCase, deltas: Sequence[Deltas]) -> list[Line]:
+    """The model's answers to one question of each kind, without an edit and with each."""
     request = case.request
     probes = [case.probes[key][0] for key in ASKED.values() if key]
     prompts = [request.text, *(p.prompt for p in probes)]
@@ -214,16 +141,20 @@ def ask(model: Model, case: EditCase, deltas: Deltas) -> list[Line]:
         words.split(".")[0].strip()
         for words in jaxedit.generate(model, prompts, max_new_tokens=8, **how)
     ]
-    rows = zip(ASKED, prompts, say(), say(deltas=deltas), wanted, strict=True)
+    after = zip(*(say(deltas=d) for d in deltas), strict=True)
+    rows = zip(ASKED, prompts, say(), after, wanted, strict=True)
     return [Line(*row) for row in rows]
 
 
 def show(lines: Sequence[Line]) -> str:
     wide = max(len(x.prompt) for x in lines)
-    return "\n".join(
-        f"  {'✓' if x.right else '✗'} {x.what:<19}{x.prompt:<{wide}}  {x.before} → {x.after}"
+    head = f"  {'':<19}{'':<{wide}}  {'before':<12}" + "".join(f"{m:<14}" for m in METHODS)
+    rows = [
+        f"  {x.what:<19}{x.prompt:<{wide}}  {x.before:<12}"
+        + "".join(f"{'✓' if said in x.wanted else '✗'} {said:<12}" for said in x.after)
         for x in lines
-    )
+    ]
+    return "\n".join(line.rstrip() for line in [head, *rows])
 
 
 def draw(grid: np.ndarray) -> None:
@@ -242,13 +173,15 @@ def write(
     title = "Probability of the answer, by the one state restored"
     picture = plots.heatmap(effect, tokens, rows, title=title)
     (OUT / "trace.svg").write_text(picture)
-    head = ("asked", "prompt", "before", "after")
-    cells = [(x.what, x.prompt, x.before, x.after) for x in lines]
+    head = ("asked", "prompt", "before", *METHODS)
+    mark = lambda x, said: f"{'✓' if said in x.wanted else '✗'} {said}"
+    cells = [(x.what, x.prompt, x.before, *(mark(x, said) for said in x.after)) for x in lines]
+    good = [all(said in x.wanted for said in x.after) for x in lines]
     parts = [
         html.paragraph(f"“{request.text} {request.ground_truth[0]}” is to become "
                        f"“{request.text} {request.target}”."),
         html.heading("Where the fact is"), picture,
-        html.heading("What the model says"), html.table(head, cells, [x.right for x in lines]),
+        html.heading("What the model says"), html.table(head, cells, good),
         html.paragraph(undone),
     ]  # fmt: skip
     (OUT / "index.html").write_text(html.page("One fact, changed and changed back", parts))
