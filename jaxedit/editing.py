@@ -128,7 +128,8 @@ def report(
         result = edit.provenance["result"]
         print(f"before  {request.text}{say()}")
         print(f"after   {request.text}{say(deltas=edit.deltas, writes=edit.writes)}")
-        numbers = f"loss {result['loss']:.3f} after {result['steps']} steps"
+        parts = [f"{k} {result[k]:.3g}" for k in ("loss", "steps", "neurons") if k in result]
+        numbers = ", ".join(parts)
         print(f"        {args.method}, {seconds:.1f} s; {numbers}, norm {result['norm']:.3g}")
     elif not args.sequential:
         right = int(said(model, asked, edits).sum())

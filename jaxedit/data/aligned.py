@@ -143,9 +143,8 @@ def aligned(
     check(groups, about, token)
     contexts = [context for group in groups for context in group]
     others = [tuple(beside(request)) if beside else () for request in requests]
-    texts: list[Marked] = []
-    for request, other in zip(requests, others, strict=True):
-        texts += [*ask(request, contexts, about), *alone(request, other, contexts)]
+    pairs = zip(requests, others, strict=True)
+    texts = [text for pair in pairs for text in ask(*pair, contexts, about)]
     rows = (row for _, row in tokenise(tokenizer, list(enumerate(texts))))
     R = len(contexts) + (about is not None)
     found: list[Tokens] = []
@@ -179,8 +178,12 @@ def check(groups: Groups, about: str | None, token: str) -> None:
         raise ValueError(f"token {token!r}: one of {', '.join(get_args(Token))}")
 
 
-def ask(request: EditRequest, contexts: Sequence[str], about: str | None) -> Iterator[Marked]:
-    """A request's texts: in every context with its target, and the one about its subject."""
+def ask(
+    request: EditRequest, others: Sequence[str], contexts: Sequence[str], about: str | None
+) -> Iterator[Marked]:
+    """A request's texts: in every context with its target, the one about its subject, and those
+    beside it in every context; the subject stands in for one that is not there.
+    """
     for context in contexts:
         before = context.index(SLOT)
         start = before + request.prompt.index(SLOT)
@@ -191,9 +194,6 @@ def ask(request: EditRequest, contexts: Sequence[str], about: str | None) -> Ite
         text = about.replace(SLOT, request.subject)
         yield mark(text, "", (start, start + len(request.subject)))
 
-
-def alone(request: EditRequest, others: Sequence[str], contexts: Sequence[str]) -> Iterator[Marked]:
-    """The texts beside a request, each in every context; the subject stands in for none."""
     for other in others:
         text = other or request.subject
         for context in contexts:

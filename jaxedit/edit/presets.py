@@ -112,7 +112,7 @@ PAPER["ft-c"] = PAPER["ft-l"]
 EASY: dict[str, Settings] = {
     "rome": {"covariance": False},
     "r-rome": {"covariance": False},
-    "kn": {"site": "mlp_pre", "points": "both", "scaled": False, "old": 2.0, "new": 1.0},
+    "kn": {"site": "mlp_pre", "points": "linspace", "scaled": False, "old": 2.0, "new": 1.0},
 }
 EASYEDIT: dict[str, dict[str, Settings]] = {
     "rome": {
@@ -179,18 +179,18 @@ EASYEDIT["adalora"] = EASYEDIT["lora"]
 SHORT = search(80, 1.0, 1e-3, 4.0)
 FREE = {"layers": (0,), "threshold": 10.0, "l2": 0.01} | search(150, 0.5, 1e-3, 4.0)
 OURS: dict[str, dict[str, Settings]] = {
-    "rome": dict.fromkeys(WORLDS, {"layer": 0} | SHORT),
-    "memit": dict.fromkeys(WORLDS, {"layers": (0,), "weight": 5.0} | SHORT),
-    "pmet": dict.fromkeys(WORLDS, {"layers": (0,), "weight": 5.0} | SHORT),
-    "emmet": dict.fromkeys(WORLDS, {"layer": 0, "weight": 50.0} | SHORT),
-    "alphaedit": dict.fromkeys(WORLDS, FREE),
-    "ft-l": dict.fromkeys(WORLDS, {"layer": 1, "lr": 5e-3}),
-    "ft-m": dict.fromkeys(WORLDS, {"layer": 1, "lr": 5e-3}),
-    "ft-c": dict.fromkeys(WORLDS, {"layer": 1, "lr": 5e-3, "bound": 0.05}),
-    "lora": dict.fromkeys(WORLDS, {"stop_loss": 0.01}),
-    "adalora": dict.fromkeys(WORLDS, {}),
+    "rome": {name: {"layer": 0} | SHORT for name in WORLDS},
+    "memit": {name: {"layers": (0,), "weight": 5.0} | SHORT for name in WORLDS},
+    "pmet": {name: {"layers": (0,), "weight": 5.0} | SHORT for name in WORLDS},
+    "emmet": {name: {"layer": 0, "weight": 50.0} | SHORT for name in WORLDS},
+    "alphaedit": {name: FREE for name in WORLDS},
+    "ft-l": {name: {"layer": 1, "lr": 5e-3} for name in WORLDS},
+    "ft-m": {name: {"layer": 1, "lr": 5e-3} for name in WORLDS},
+    "ft-c": {name: {"layer": 1, "lr": 5e-3, "bound": 0.05} for name in WORLDS},
+    "lora": {name: {"stop_loss": 0.01} for name in WORLDS},
+    "adalora": {name: {} for name in WORLDS},
 }
-OURS["r-rome"] = OURS["rome"]
+OURS["r-rome"] = OURS["bird"] = OURS["rome"]
 SOURCES = {"paper": (OURS, PAPER, EASYEDIT), "easyedit": (OURS, EASYEDIT, PAPER)}
 
 

@@ -149,8 +149,8 @@ def collect(
         sums_nFF, count = add_up(model, rows, missing, cfg, folder / PART, progress)
         about = {k: str(v) for k, v in key.items()} | {"count": str(count)}
         about |= {"left out": f"{skipped} documents"} if skipped else {}
-        for layer, sum_FF in zip(missing, sums_nFF, strict=True):
-            write(folder / file_name(layer), {"sum": sum_FF}, about | {"layer": str(layer)})
+        for n, layer in enumerate(missing):
+            write(folder / file_name(layer), {"sum": sums_nFF[n]}, about | {"layer": str(layer)})
         if is_first():
             (folder / PART).unlink(missing_ok=True)
         if jax.process_count() > 1:
@@ -162,7 +162,7 @@ def of_tokens(model: Model, rows: Sequence[Sequence[int]], layers: Sequence[int]
     """The second moments of these layers over rows of tokens, in memory."""
     layers = tuple(sorted(set(layers)))
     sums_nFF, count = add_up(model, rows, layers, StatsConfig(), None, quiet)
-    moments = {i: sum_FF / count for i, sum_FF in zip(layers, sums_nFF, strict=True)}
+    moments = {layer: sums_nFF[n] / count for n, layer in enumerate(layers)}
     return Stats(moments, count)
 
 

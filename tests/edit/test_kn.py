@@ -63,7 +63,7 @@ def change(result, i=None):
 def test_scores_are_those_of_the_authors_code(i):
     arrays, _ = recorded("knowledge_neurons/gpt2-tiny")
     (answer,) = arrays[f"gpt2/r{i}/target_ids"]
-    found, said = scores(arrays[f"gpt2/r{i}/prompt_ids"], answer, site="mlp_pre", points="both")
+    found, said = scores(arrays[f"gpt2/r{i}/prompt_ids"], answer, site="mlp_pre", points="linspace")
     assert off(found, arrays[f"gpt2/r{i}/attr_steps20"]) < 1e-5
     assert said == answer
 
@@ -73,7 +73,7 @@ def test_the_score_of_an_answer_of_several_tokens_is_the_mean_over_them():
     arrays, _ = recorded("knowledge_neurons/gpt2-tiny")
     ids, found = arrays["gpt/r0/prompt_ids"].tolist(), []
     for answer in arrays["gpt/r0/target_ids"]:
-        found.append(scores(ids, answer, site="mlp_pre", points="both")[0])
+        found.append(scores(ids, answer, site="mlp_pre", points="linspace")[0])
         ids.append(scores(ids, steps=1)[1])
     assert off(np.mean(found, 0), arrays["gpt/r0/attr_steps20"]) < 1e-5
 
@@ -207,7 +207,7 @@ def test_settings_are_the_published_ones():
     cfg = model().cfg
     easy = configure("kn", cfg, protocol="easyedit")
     assert (easy.site, easy.points, easy.scaled, easy.old, easy.new) == (
-        "mlp_pre", "both", False, 2.0, 1.0,
+        "mlp_pre", "linspace", False, 2.0, 1.0,
     )  # fmt: skip
     assert configure("kn", cfg) == KnConfig()
     assert configure("kn", cfg, preset="gpt-j-6b").threshold == 0.1

@@ -1,5 +1,8 @@
 """The editing methods beside torch on other architectures than GPT-2: every step of the search, the
 updates, and what the edited models say.
+
+Measured: 5e-5 at most, 1e-4 in AlphaEdit's second batch, whose model differs by the first one's
+rounding. Adam turns a gradient that is next to nothing into a whole step: float32 shows there.
 """
 
 import dataclasses
@@ -54,14 +57,12 @@ MEMIT = ValueConfig(steps=12, lr=1.0, clamp=0.75, stop_loss=1.0)
 PMET = ValueConfig(steps=15, lr=1.0, clamp=1.0, stop_kl=0.05)
 # What the search for the first request meets, where that is more than its last step.
 MEETS = {
-    ("mlp_down", "llama"): {"clamped"},
-    ("mlp_down", "qwen2"): {"low loss"},
-    ("mlp_down", "mistral_window"): {"low loss"},
-    ("resid_post", "llama"): {"clamped"},
-    ("resid_post", "gemma2"): {"low loss"},
-    ("resid_post", "gptj"): {"low loss"},
-    ("attn_o", "gemma2"): {"clamped"},
-    ("attn_o", "gptj"): {"clamped", "easy", "stopped"},  # by PMET's rule
+    ("rome", "llama"): {"clamped"},
+    ("rome", "qwen2"): {"low loss"},
+    ("memit", "llama"): {"clamped"},
+    ("memit", "gemma2"): {"low loss"},
+    ("pmet", "gemma2"): {"clamped"},
+    ("pmet", "gptj"): {"clamped", "easy", "stopped"},  # by PMET's rule
 }
 
 
@@ -162,9 +163,10 @@ def events(want, opt):
     return met | {"low loss" if want.losses[-1] < opt.stop_loss else "stopped"}
 
 
-def check_search(found, index, theirs, opt, limit=1e-4):
+def check_search(found, index, theirs, opt, limit=1e-4, case=None):
     """Every step of every request; the loss falls."""
     assert theirs[0].losses[-1] < 0.6 * theirs[0].losses[0]
+    assert events(theirs[0], opt) >= MEETS.get(case, set())
     for row, i in enumerate(index):
         want = theirs[i]
         n = len(want.losses)
@@ -177,10 +179,6 @@ def check_search(found, index, theirs, opt, limit=1e-4):
             for step, deltas in enumerate(want.deltas[1:], 1):
                 assert off(found.trace[site][row, step], deltas[site]) < limit
             assert off(found.delta[site][row], want.delta[site]) < limit
-
-
-def check_events(both, want, opt):
-    assert events(want, opt) >= MEETS.get((list(want.h0)[-1], both.name), set())
 
 
 def check_updates(result, wanted, limit=1e-4):
@@ -206,9 +204,9 @@ def check_logits(both, params, deltas, wanted, requests, limit=1e-4):
         assert off(ours[row, : len(prompt)], logits) < limit
 
 
-def check_merged(both, result, wanted, limit=1e-4):
+def check_merged(both, result, wanted):
     params = merge.apply(both.ours.params, result.deltas)
-    check_logits(both, params, {}, [wanted] * len(REQUESTS), REQUESTS, limit)
+    check_logits(both, params, {}, [wanted] * len(REQUESTS), REQUESTS)
 
 
 def test_second_moments(both):
@@ -231,8 +229,7 @@ def test_rome_and_r_rome(both, searches):
         for row, update_FD in enumerate(wanted):
             mine = delta.row(result.deltas, row)["mlp/down"]
             assert off(mine.dense()[0], update_FD) < 1e-4
-    check_search(searches[0], index, theirs, ROME)
-    check_events(both, theirs[0], ROME)
+    check_search(searches[0], index, theirs, ROME, case=("rome", both.name))
     updates, requests = [{LAST: w} for w in wanted], [REQUESTS[i] for i in index]
     check_logits(both, both.ours.params, result.deltas, updates, requests)
 
@@ -246,8 +243,7 @@ def test_memit(both, searches):
     index, batch = both.batch(REQUESTS, TWO)
     editor = memit(MemitConfig(layers=LAYERS, weight=2.0, values=MEMIT))
     result, _ = editor.edit(both.init(editor), both.ours.params, batch)
-    check_search(searches[0], index, both.memit, MEMIT)
-    check_events(both, both.memit[0], MEMIT)
+    check_search(searches[0], index, both.memit, MEMIT, case=("memit", both.name))
     asked, update = both.ask(REQUESTS, TWO), plain.memit(both.covs, 2.0)
     wanted = spread(both, asked, both.memit, update)
     check_updates(result, wanted)
@@ -266,8 +262,7 @@ def test_pmet(both, searches):
     result, _ = editor.edit(both.init(editor), both.ours.params, batch)
     asked, update = both.ask(REQUESTS, TWO), plain.memit(both.covs, 2.0)
     found = [plain.search(both.theirs, a, LAST, ("mlp_down", "attn_o"), PMET) for a in asked]
-    check_search(searches[0], index, found, PMET)
-    check_events(both, found[0], PMET)
+    check_search(searches[0], index, found, PMET, case=("pmet", both.name))
     wanted = spread(both, asked, found, update, site="mlp_down", power=0.5)
     check_updates(result, wanted)
     check_merged(both, result, wanted)

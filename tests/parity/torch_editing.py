@@ -2,7 +2,8 @@
 hooks on modules, autograd for the search, explicit inverses in float64 for the updates. Slow and
 short, to be read beside the papers.
 
-C contexts, R = C rows of a request or C + 1, D embed, F mlp, V vocab, N requests.
+C contexts, R = C + 1 rows of a request, U target tokens, T time, D embed, F mlp, V vocab, N
+requests.
 """
 
 import dataclasses
@@ -34,12 +35,12 @@ class Asked:
         return [row[: len(row) - cut] for row in self.rows[: len(self.weights)]]
 
 
-def ask(tokenizer: Any, request: Any, groups: Sequence[Sequence[str]], about: str | None) -> Asked:
+def ask(tokenizer: Any, request: Any, groups: Sequence[Sequence[str]], about: str) -> Asked:
     ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
     target = ids(" " + request.target)
     rows, at = [], []
     texts = [context.format(request.prompt) for group in groups for context in group]
-    for text in [*texts, *([] if about is None else [about])]:
+    for text in [*texts, about]:
         end = target[:-1] if len(rows) < len(texts) else []
         rows.append(ids(text.format(request.subject)) + end)
         at.append(len(ids(text[: text.index("{}")] + request.subject)) - 1)
@@ -103,11 +104,13 @@ def through(
 @contextmanager
 def changed(model: Module, updates: dict[int, Tensor]) -> Iterator[None]:
     """The model with updates [F, D] of layers' down projections, then as it was."""
-    weights = {i: reference.down_proj(model, i).weight for i in updates}
+    modules = {i: reference.down_proj(model, i) for i in updates}
+    weights = {i: module.weight for i, module in modules.items()}
     kept = {i: w.detach().clone() for i, w in weights.items()}
     with torch.no_grad():
         for i, w in weights.items():
-            w.add_(updates[i].T.float())
+            linear = isinstance(modules[i], torch.nn.Linear)  # [out, in]
+            w.add_((updates[i].T if linear else updates[i]).float())
     try:
         yield
     finally:
@@ -151,15 +154,9 @@ def search(model: Module, asked: Asked, layer: int, sites: Sequence[str], opt: A
     found, adam = Found(h0, delta), torch.optim.Adam(delta.values(), lr=opt.lr)
     before_V, share = None, 1.0
     for step in range(opt.steps):
-        logp_RTV = moved(model, asked, modules, delta)
-        said_CUV = target_places(logp_RTV, asked)
-        target_U = torch.tensor(asked.target)
-        logp_CU = said_CUV[:, torch.arange(len(target_U)), target_U]
-        kl = torch.zeros(())
-        if len(asked.rows) > len(asked.weights):
-            now_V = logp_RTV[-1, asked.at[-1]]
-            before_V = now_V.detach() if before_V is None else before_V
-            kl = opt.kl * (now_V.exp() * (now_V - before_V)).sum()
+        logp_CU, best_CU, now_V = said(moved(model, asked, modules, delta), asked)
+        before_V = now_V.detach() if before_V is None else before_V
+        kl = opt.kl * (now_V.exp() * (now_V - before_V)).sum()
         small = sum(delta[s].norm() / h.float().norm() ** 2 for s, h in h0.items())
         loss = -share * logp_CU.mean(1).mean() + kl + opt.weight_decay * small
         found.losses.append(loss.item())
@@ -168,9 +165,9 @@ def search(model: Module, asked: Asked, layer: int, sites: Sequence[str], opt: A
         if loss < opt.stop_loss:
             break
         if opt.stop_kl is not None:  # PMET
-            best, ours = (x.mean(1).exp().mean() for x in (said_CUV.max(-1).values, logp_CU))
-            share = 0.1 if best == ours else 1.0
-            if best == ours and kl <= opt.stop_kl:
+            easy = logp_CU.mean(1).exp().mean() == best_CU.mean(1).exp().mean()
+            share = 0.1 if easy else 1.0
+            if easy and kl <= opt.stop_kl:
                 break
         if step == opt.steps - 1:
             break
@@ -179,9 +176,7 @@ def search(model: Module, asked: Asked, layer: int, sites: Sequence[str], opt: A
         adam.step()
         with torch.no_grad():
             for s, d in delta.items():
-                limit = opt.clamp * h0[s].float().norm()
-                if d.norm() > limit:
-                    d.mul_(limit / d.norm())
+                d.mul_(min(1.0, float(opt.clamp * h0[s].norm() / d.norm())))
     found.delta = {s: d.detach() for s, d in delta.items()}
     return found
 
@@ -204,27 +199,27 @@ def moved(
         return run(model, asked.rows)
 
 
-def target_places(logp_RTV: Tensor, asked: Asked) -> Tensor:
-    """Log probabilities [C, U, V] where the target's tokens are predicted."""
-    U = len(asked.target)
-    rows = asked.rows[: len(asked.weights)]
-    return torch.stack([logp_RTV[c, len(row) - U : len(row)] for c, row in enumerate(rows)])
+def said(logp_RTV: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    """Log probabilities of the target's tokens and of the likeliest ones there [C, U], and of all
+    tokens at the subject's last one in the row about it [V].
+    """
+    U, prompts = len(asked.target), asked.rows[: len(asked.weights)]
+    there = [logp_RTV[c, len(row) - U : len(row)] for c, row in enumerate(prompts)]
+    logp_CUV = torch.stack(there)
+    logp_CU = logp_CUV[:, torch.arange(U), torch.tensor(asked.target)]
+    return logp_CU, logp_CUV.max(-1).values, logp_RTV[-1, asked.at[-1]]
 
 
 # The updates of W [F, D]: x W is the value of key x
 
 
-def rome(
-    model: Module, asked: Asked, layer: int, cov_FF: Tensor | None, found: Found, key: str
-) -> Tensor:
+def rome(model: Module, asked: Asked, layer: int, cov_FF: Tensor, found: Found, key: str) -> Tensor:
     """k W' = v*, where C⁻¹ is of the mean key; k is the bare prompt's ("prompt") or that mean."""
-    keys_CF, out_CD = through(
-        model, reference.down_proj(model, layer), asked.prompts, asked.at[: len(asked.weights)]
-    )
     weight_C = torch.tensor(asked.weights, dtype=torch.float64)
+    module, at = reference.down_proj(model, layer), asked.at[: len(weight_C)]
+    keys_CF, out_CD = through(model, module, asked.prompts, at)
     mean_F, mean_D = weight_C @ keys_CF, weight_C @ out_CD
-    u_F = mean_F if cov_FF is None else cov_FF.inverse() @ mean_F
-    u_F = u_F / u_F.norm()
+    u_F = cov_FF.inverse() @ mean_F
     k_F, o_D = (keys_CF[0], out_CD[0]) if key == "prompt" else (mean_F, mean_D)
     return torch.outer(u_F, (found.value("mlp_down") - o_D) / (k_F @ u_F))
 

@@ -20,7 +20,7 @@ All rows of a layer move in the same direction, so that a layer's change has ran
 (set to zero) have each their own.
 
 Shapes as in data.aligned; B rows, S columns, L layers, F mlp, D embed, V vocab, K neurons of a
-request, R rank, G = N where every request has a change of its own, else 1.
+request, R rank.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxedit.base import Array, LowRank, Params, Write
+from jaxedit.base import Array, Cache, LowRank, Params, Write
 from jaxedit.data.aligned import Aligned
 from jaxedit.edit.editor import Bare, Batches, Editor, EditResult, RowsConfig
 from jaxedit.models.config import Model, ModelConfig
@@ -40,7 +40,8 @@ from jaxedit.models.vocabulary import embed
 from jaxedit.sharding import constrain, on_mesh_of
 
 Site = Literal["mlp_key", "mlp_pre"]
-Points = Literal["right", "left", "both"]
+Mode = Literal["edit", "erase"]
+Points = Literal["right", "left", "linspace"]
 ROWS = RowsConfig(about=None, token="last")  # the bare prompt
 AT_ONCE = 64  # rows that are differentiated together: more gain nothing, and hold a cache each
 
@@ -53,19 +54,18 @@ class KnConfig:
     most: int = 20  # neurons of a request: those with the largest scores
     steps: int = 20  # of the integral
     # j = 1 … m of m steps ("right": the paper), 0 … m - 1 ("left": the authors' code), or m points
-    # from 0 to 1 ("both": EleutherAI's and EasyEdit's code)
+    # from 0 to 1 ("linspace": EleutherAI's and EasyEdit's code)
     points: Points = "right"
-    site: Site = "mlp_key"  # what a neuron's activation is: EasyEdit's is before the nonlinearity
-    mode: Literal["edit", "erase"] = "edit"
+    site: Site = "mlp_key"  # what a neuron's activation is; EasyEdit: before the nonlinearity
+    mode: Mode = "edit"  # "erase": the rows are set to zero
     old: float = 1.0  # λ1
     new: float = 8.0  # λ2
-    scaled: bool = True
+    scaled: bool = True  # by |w| / |e|
 
     def __post_init__(self) -> None:
         if min(self.steps, self.most) < 1 or not 0 <= self.threshold < 1:
             raise ValueError(f"{self}: steps and most are positive, threshold is in [0, 1)")
-        choices = {"points": Points, "site": Site, "mode": Literal["edit", "erase"]}
-        for name, kinds in choices.items():
+        for name, kinds in (("points", Points), ("site", Site), ("mode", Mode)):
             if (given := getattr(self, name)) not in get_args(kinds):
                 raise ValueError(f"{name} {given!r}: one of {', '.join(get_args(kinds))}")
 
@@ -124,10 +124,12 @@ def select(
     opt: KnConfig,
 ) -> Found:
     """Whose rows are rewritten, and how."""
-    sound_N = jnp.isfinite(scores_NLF).all((1, 2))
     at_NK, above_N = choose(scores_NLF, opt)
-    at_NK = jnp.where((batch.valid_N & sound_N)[:, None], at_NK, -1)
     size_NK, b_NRD = rewrite(params, batch, at_NK, said_N, cfg, opt)
+    sound_N = jnp.isfinite(scores_NLF).all((1, 2)) & jnp.isfinite(b_NRD).all((1, 2))
+    at_NK = jnp.where((batch.valid_N & sound_N)[:, None], at_NK, -1)
+    size_NK = jnp.where(at_NK >= 0, size_NK, 0)
+    b_NRD = jnp.where(sound_N[:, None, None], b_NRD, 0)
     info = {"failed": jnp.where(sound_N, -1, 0), "neurons": (at_NK >= 0).sum(-1)}
     info |= {"above": above_N, "answer": said_N}  # how many exceed the threshold; the old token
     info["norm"] = jnp.linalg.norm(size_NK[..., None] * b_NRD, axis=(1, 2))
@@ -151,23 +153,15 @@ def attribute(
 
     Only the last column is run again, once for every layer and point. The other layers follow.
     """
-    B, S = tokens_BS.shape
     tokens_BS, pos_BS = constrain(tokens_BS, "batch", None), constrain(pos_BS, "batch", None)
     cfg = cfg.replace(attention="einsum")  # one column attends
-    cache = init_cache(cfg, B, S)
-    if S > 1:
-        pos_BT = pos_BS[:, :-1]
-        x_BTD = embed(params, tokens_BS[:, :-1], cfg, pos_BT=pos_BT)
-        _, _, filled = run_blocks(params, x_BTD, cfg, pos_BT=pos_BT, cache=cache)
-        cache = filled or cache
+    cache = remember(params, tokens_BS, pos_BS, cfg)
     last = partial(forward, params, tokens_BS[:, -1:], cfg, pos_BT=pos_BS[:, -1:], cache=cache)
     plain = last(reads={site: None})
     act_LBF = plain.reads[site][:, :, 0].astype(jnp.float32)
     answer_B = plain.logits[:, 0].argmax(-1) if answer_B is None else answer_B
 
     def slope(alpha: Array, layer: Array) -> Array:
-        """Of the answers' probabilities at alpha times the activations of a layer, [B, F]."""
-
         def likely(x_BF: Array) -> Array:
             write = Write(jnp.ones((1, 1, 1), bool), x_BF[None, :, None], layer[None])
             p_BV = jax.nn.softmax(last(writes={site: write}).logits[:, 0])
@@ -175,23 +169,32 @@ def attribute(
 
         return jax.grad(likely)(alpha * act_LBF[layer])
 
-    alphas = places(points, steps)
-    some = max(k for k in range(1, steps + 1) if steps % k == 0 and (k == 1 or k * B <= AT_ONCE))
+    alphas = places(points, steps, max(AT_ONCE // len(tokens_BS), 1))
 
     def one_layer(layer: Array) -> Array:
         add = lambda sum_BF, a: (sum_BF + jax.vmap(slope, (0, None))(a, layer).sum(0), None)
-        return jax.lax.scan(add, jnp.zeros_like(act_LBF[0]), alphas.reshape(-1, some))[0]
+        return jax.lax.scan(add, jnp.zeros_like(act_LBF[0]), alphas)[0]
 
     sum_LBF = jax.lax.map(one_layer, jnp.arange(cfg.layers))
     return (act_LBF * sum_LBF / steps).swapaxes(0, 1), answer_B
 
 
-def places(points: Points, steps: int) -> Array:
-    """Where the slope is taken, between 0 and 1."""
-    if points == "both":
-        return jnp.linspace(0, 1, steps)
+def remember(params: Params, tokens_BS: Array, pos_BS: Array, cfg: ModelConfig) -> Cache:
+    """A cache of all columns but the last."""
+    cache = init_cache(cfg, *tokens_BS.shape)
+    if tokens_BS.shape[1] == 1:
+        return cache
+    pos_BT = pos_BS[:, :-1]
+    x_BTD = embed(params, tokens_BS[:, :-1], cfg, pos_BT=pos_BT)
+    return run_blocks(params, x_BTD, cfg, pos_BT=pos_BT, cache=cache)[2] or cache
+
+
+def places(points: Points, steps: int, most: int) -> Array:
+    """Where the slope is taken, from 0 to 1; so many of them at once, at most."""
+    few = max(k for k in range(1, min(most, steps) + 1) if steps % k == 0)
     first = int(points == "right")
-    return jnp.arange(first, first + steps, dtype=jnp.float32) / steps
+    found = jnp.arange(first, first + steps, dtype=jnp.float32) / steps
+    return (jnp.linspace(0, 1, steps) if points == "linspace" else found).reshape(-1, few)
 
 
 def choose(scores_NLF: Array, opt: KnConfig) -> tuple[Array, Array]:
