@@ -145,7 +145,7 @@ def against_plain(params: Params, cfg: ModelConfig, layer: int, size: int = 8) -
     for n in sizes:
         runs[f"ours, batches of {n}"] = functools.partial(find, made[n])
     ours = values.search(params, made[1][-1:], cfg, layer, ("mlp_down",), opt).delta["mlp_down"][0]
-    places = [int(i) for i, _ in Requests(tuple(found), ROME_ROWS, size=1)]
+    places = [int(i[0]) for i, _ in Requests(tuple(found), ROME_ROWS, size=1)]
     same = plain(params, *padded(found[places[-1]]), cfg, layer, opt, False)
     times = alternate(runs, repeats=2)
     per = {k: t / (1 if k in ("plain", "backward stops") else size) for k, t in times.items()}

@@ -183,7 +183,7 @@ OURS: dict[str, dict[str, Settings]] = {
     "memit": {name: {"layers": (0,), "weight": 5.0} | SHORT for name in WORLDS},
     "pmet": {name: {"layers": (0,), "weight": 5.0} | SHORT for name in WORLDS},
     "emmet": {name: {"layer": 0, "weight": 50.0} | SHORT for name in WORLDS},
-    "alphaedit": {name: FREE for name in WORLDS},
+    "alphaedit": dict.fromkeys(WORLDS, FREE),
     "ft-l": {name: {"layer": 1, "lr": 5e-3} for name in WORLDS},
     "ft-m": {name: {"layer": 1, "lr": 5e-3} for name in WORLDS},
     "ft-c": {name: {"layer": 1, "lr": 5e-3, "bound": 0.05} for name in WORLDS},
