@@ -84,11 +84,12 @@ class Both:
 
     @cached_property
     def covs(self):
-        return {i: plain.second_moment(self.theirs, self.rows, i) for i in LAYERS}
+        """Rounded as ours, so that updates differ in nothing else."""
+        moment = lambda i: plain.second_moment(self.theirs, self.rows, i)
+        return {i: moment(i).float().double() for i in LAYERS}
 
     @cached_property
     def stats(self):
-        """Torch's, so that updates differ in nothing else."""
         moments = {i: jnp.asarray(x.numpy(), jnp.float32) for i, x in self.covs.items()}
         return Stats(moments, sum(map(len, self.rows)))
 
