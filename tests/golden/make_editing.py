@@ -17,22 +17,26 @@ import numpy as np
 HERE = Path(__file__).parent / "editing"
 ROME = "target_ids|lookup_idxs|step_loss|step_delta|u|target_init|right_vector|u_keys_per_context"
 ROME += "|prompt_ids|logits_after|v_star|input_ids|rewriting_targets|u_key_mean"
+SEARCH, UPDATE = "step_loss|step_delta|u|right_vector", r"layer\d/update_matrix"
+ALPHA = r"layer0/P|r\d/z_star|b\d/layer\d/(upd_matrix|layer_ks)|.*cache_c_after.*"
+FT = r"(prompt_last|target_new)/(default|lr5e-3_free)/r[01]"
 KEEP = {
     "rome/base": rf"r\d/({ROME})$",
     "rome/no_mom2": r"r\d/(u|right_vector|logits_after|prompt_ids)$",
-    "rome/layer1": r"r\d/(step_loss|step_delta|u|right_vector)$",
-    "rome/layer1_early_stop": r"r\d/(step_loss|step_delta|u|right_vector)$",
-    "rome/layer1_clamp0p75": r"r\d/(step_loss|step_delta|u|right_vector)$",
+    "rome/layer1": rf"r\d/({SEARCH})$",
+    "rome/layer1_early_stop": rf"r\d/({SEARCH})$",
+    "rome/layer1_clamp0p75": rf"r\d/({SEARCH})$",
     "rome/last_token": r"r\d/(step_loss|u|target_init|prompt_ids|lookup_idxs)$",
-    "memit/base": r"(r\d/(step_loss|step_delta|z_star|logits_after|prompt_ids)|layer\d/(keys|resid|adj_k|update_matrix))$",
-    "memit/lambda20000": r"(r\d/z_star|layer\d/update_matrix)$",
-    "memit/layers01_clamp4_lambda0p1": r"(r\d/z_star|layer\d/update_matrix)$",
-    "alphaedit/base": r"(layer0/P|r\d/z_star|b\d/layer\d/(upd_matrix|layer_ks)|.*cache_c_after.*|r\d/logits_after_batch|r\d/prompt_ids)$",
+    "memit/base": r"(r\d/(step_loss|step_delta|z_star|logits_after|prompt_ids)"
+    rf"|layer\d/(keys|resid|adj_k)|{UPDATE})$",
+    "memit/lambda20000": rf"(r\d/z_star|{UPDATE})$",
+    "memit/layers01_clamp4_lambda0p1": rf"(r\d/z_star|{UPDATE})$",
+    "alphaedit/base": rf"({ALPHA}|r\d/(logits_after_batch|prompt_ids))$",
     "alphaedit/L2_10": r"(r\d/z_star|b\d/layer\d/upd_matrix)$",
-    "ft/gpt2-tiny": r"(prompt_last|target_new)/(default|lr5e-3_free)/r[01]/(losses|delta/.*|prompt_ids|target_ids|full_ids)$",
+    "ft/gpt2-tiny": rf"{FT}/(losses|delta/.*|prompt_ids|target_ids|full_ids)$",
     "knowledge_neurons/gpt2-tiny": r".*/(attr_steps20|prompt_ids|target_ids|baseline_acts)$",
     "cov/gpt2-tiny_cov": r"(token_ids_flat|seq_lengths|C_layer[012]_float32|count_layer0)$",
-}  # fmt: skip
+}
 
 
 def main(source: str) -> None:
