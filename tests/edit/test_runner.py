@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from golden_edits import model, off, requests, stats
 
-import jaxedit
 from jaxedit import merge
 from jaxedit.data.cases import EditRequest, Probe
 from jaxedit.data.contexts import ContextConfig
@@ -32,29 +31,37 @@ from jaxedit.models import specs
 from jaxedit.sharding import make_mesh
 
 GROUPS = (("{}",), ("Well. {}",))
-HOW = {
-    "values": ValueConfig(steps=20, lr=0.5, weight_decay=1e-3, clamp=4.0),
-    "rows": RowsConfig(contexts=ContextConfig(given=GROUPS)),
-}
-ROME = RomeConfig(layer=0, **HOW)
-MEMIT = MemitConfig(layers=(0, 1), weight=0.3, **HOW)
-EMMET = EmmetConfig(layer=1, epsilon=0.0, **HOW)  # equality: no answer for two equal keys
+VALUES = ValueConfig(steps=20, lr=0.5, weight_decay=1e-3, clamp=4.0)
+ROME = RomeConfig(layer=0, values=VALUES, rows=RowsConfig(contexts=ContextConfig(given=GROUPS)))
+BARE = {"values": VALUES, "rows": RowsConfig(contexts=ContextConfig())}
+MEMIT = MemitConfig(layers=(0,), weight=5.0, **BARE)
+EMMET = EmmetConfig(layer=0, epsilon=0.0, **BARE)  # equality: no answer for two equal keys
 
 BORN, PROFESSION, PLAYS, TONGUE = requests(0, 4)
+SPEAKS = EditRequest("{} speaks", "Ilse Okafor", "Polish")
 # of all lengths, and not in the order of their lengths
 MIXED = [TONGUE, PROFESSION, BORN, PLAYS]
-# of one shape; PROFESSION has the longest row
+# four and four of one shape
 ALIKE = [
-    PLAYS,
+    EditRequest("{} plays the", "Elka Castro", "violin"),
+    EditRequest("On stage {} performs with the", "Boris Devlin", "violin"),
+    EditRequest("On stage {} performs with the", "Elka Moreau", "oboe"),
     PROFESSION,
-    EditRequest("{} plays the", "Elka Hobart", "pilot"),
-    EditRequest("{} performs with the", "Celia Hobart", "oboe"),
+]
+MORE = [
+    EditRequest("{} plays the", subject, "violin")
+    for subject in ("Celia Hobart", "Ilse Okafor", "Greta Castro", "Nils Devlin")
 ]
 LONG = EditRequest("{}" + " is" * 140, "Elka Hobart", "pilot")  # more than the model's 128
 
 
 def says(some, requests, **how):
     return exact(some, [Probe(r.text, ((r.target,),), r.subject) for r in requests], **how).tolist()
+
+
+def as_json(edit):
+    """What an edit says of itself, as a file has it; refuses NaN."""
+    return json.loads(json.dumps(edit.provenance, allow_nan=False))
 
 
 def dense(edit):
@@ -97,12 +104,11 @@ def test_an_edit_in_a_file_and_in_the_weights(tmp_path):
     edit = romes()[2]
     edit.save(tmp_path / "edit.safetensors")
     back = Edit.load(tmp_path / "edit.safetensors")
-    assert back.provenance == json.loads(json.dumps(edit.provenance))
+    assert back.provenance == as_json(edit)
     np.testing.assert_array_equal(dense(back), dense(edit))
     merged = back.merge(model())  # checks that it is the model it was made on
     assert says(merged, MIXED) == [False, False, True, False]
     assert says(model(), MIXED) == [False] * 4
-    assert jaxedit.generate(merged, BORN.text, max_new_tokens=6)[:11] == " Sundhaven"[:11]
 
 
 def test_independent_edits_are_as_one_at_a_time():
@@ -128,6 +134,7 @@ def test_edits_come_as_they_are_made():
     assert seen == [(1, 2), (2, 2)]
 
 
+@pytest.mark.slow
 def test_on_a_mesh():
     """Three requests on four devices: one row of the batch is padding."""
     placed = jax.device_put(model().params, specs.nest(specs.shardings(model().cfg, make_mesh(4))))
@@ -148,45 +155,34 @@ def test_one_edit_of_all_requests():
     assert says(model(), ALIKE, deltas=edit.deltas) == [True] * 4
     assert says(edit.merge(model()), ALIKE) == [True] * 4
     assert [r["prompt"] for r in asked(edit)] == [r.prompt for r in ALIKE]
-    assert edit.deltas["mlp/down"].a.shape == (2, 256, 4)
+    assert edit.deltas["mlp/down"].a.shape == (1, 256, 4)
     assert edit.provenance["after"] == 0
 
 
-def test_what_is_told_of_a_request_is_in_its_place():
-    """Though the programs take the requests by their lengths."""
-    (edit,) = run(model(), MIXED, ROME_LIKE_MEMIT, False, stats=stats())
-    assert [r["subject"] for r in asked(edit)] == [r.subject for r in MIXED]
-    alone = run(model(), MIXED, ROME_LIKE_MEMIT, stats=stats())
-    losses = [e.provenance["result"]["loss"] for e in alone]
-    np.testing.assert_allclose(edit.provenance["result"]["loss"], losses, rtol=1e-4)
-    assert len(set(np.round(losses, 4))) == 4
-
-
-ROME_LIKE_MEMIT = dataclasses.replace(EMMET, epsilon=0.1)
-
-
 @cache
-def pairs():
-    return run(model(), ALIKE, MEMIT, False, batch=2, stats=stats())
+def sequence():
+    return run(model(), [*ALIKE, *MORE], MEMIT, False, batch=4, stats=stats())
 
 
 def test_a_sequence_of_batches_each_on_the_model_that_the_ones_before_left():
-    first, second = pairs()
-    assert [[r["prompt"] for r in asked(e)] for e in (first, second)] == [
-        [r.prompt for r in ALIKE[:2]],
-        [r.prompt for r in ALIKE[2:]],
-    ]
+    first, second = sequence()
+    assert [r["subject"] for r in asked(first)] == [r.subject for r in ALIKE]
+    assert [r["subject"] for r in asked(second)] == [r.subject for r in MORE]
     assert [e.provenance["after"] for e in (first, second)] == [0, 1]
-    (alone,) = run(model(), ALIKE[:2], MEMIT, False, stats=stats())
-    assert off(dense(first), dense(alone)) < 1e-5
+    assert off(dense(first), dense(memit())) < 1e-5
     edited = model()._replace(params=merge.apply(model().params, first.deltas))
-    (then,) = run(edited, ALIKE[2:], MEMIT, False, stats=stats())
+    (then,) = run(edited, MORE, MEMIT, False, stats=stats())
     assert off(dense(second), dense(then)) < 1e-5
-    (fresh,) = run(model(), ALIKE[2:], MEMIT, False, stats=stats())
-    assert off(dense(second), dense(fresh)) > 1e-3  # which is not what the base gives
+    assert off(dense(second), dense(more())) > 1e-3  # which is not what the base gives
     # all of them are edits of the base, whatever they were made on top of
-    assert first.provenance["base"] == second.provenance["base"] == alone.provenance["base"]
+    assert first.provenance["base"] == second.provenance["base"] == more().provenance["base"]
     assert then.provenance["base"] != first.provenance["base"]
+
+
+@cache
+def more():
+    (edit,) = run(model(), MORE, MEMIT, False, stats=stats())
+    return edit
 
 
 def test_a_sequence_of_single_edits():
@@ -206,13 +202,13 @@ def test_a_sequence_of_single_edits():
 
 def test_a_ledger_takes_them_and_undoes_them(tmp_path):
     ledger = Ledger.create(tmp_path / "ledger", model())
-    ids = [ledger.add(edit) for edit in pairs()]
+    ids = [ledger.add(edit) for edit in sequence()]
     entries = ledger.edits()
     assert [e.method for e in entries] == ["memit", "memit"]
-    assert [len(e.requests) for e in entries] == [2, 2]
+    assert [len(e.requests) for e in entries] == [4, 4]
     assert entries[1].is_after(entries[0])
     merged = ledger.merge(model())
-    by_hand = merge.apply(merge.apply(model().params, pairs()[0].deltas), pairs()[1].deltas)
+    by_hand = merge.apply(merge.apply(model().params, sequence()[0].deltas), sequence()[1].deltas)
     down = lambda params: params["blocks"]["mlp"]["down"]["w"]
     np.testing.assert_allclose(down(merged.params), down(by_hand), atol=1e-6)
     assert ledger.undo(ids[0]) == [ids[1]]  # was made on top of it
@@ -224,28 +220,32 @@ def test_a_ledger_takes_them_and_undoes_them(tmp_path):
 
 
 @cache
-def broken():
-    """A model that is NaN at position 10, which of ALIKE's rows only PROFESSION's have."""
+def broken(position):
+    """A model that is NaN for texts that reach this position."""
     params = dict(model().params)
-    params["pos"] = {"w": params["pos"]["w"].at[10].set(jnp.nan)}
+    params["pos"] = {"w": params["pos"]["w"].at[position].set(jnp.nan)}
     return model()._replace(params=params)
 
 
 def test_a_request_that_fails_in_a_batch_is_told_and_leaves_the_others():
-    (edit,) = run(broken(), ALIKE, MEMIT, False, stats=stats())
+    """In its place, though the program takes the shorter one first."""
+    some = [PROFESSION, MORE[0], SPEAKS, MORE[1]]
+    (edit,) = run(broken(6), some, MEMIT, False, stats=stats())
     about = edit.provenance
-    assert about["result"]["failed"] == [-1, 0, -1, -1]
+    assert [r["subject"] for r in asked(edit)] == [r.subject for r in some]
+    assert about["result"]["failed"] == [0, -1, -1, -1]
+    assert about["result"]["loss"][0] is None  # JSON has no NaN
+    assert all(about["result"]["loss"][1:])
     assert about["failed"] == [f"{PROFESSION.text!r}: not finite at step 0 of the search"]
-    assert edit.deltas["mlp/down"].a.shape == (2, 256, 3)
+    assert edit.deltas["mlp/down"].a.shape == (1, 256, 3)
     assert np.isfinite(dense(edit)).all()
-    whole = says(model(), ALIKE, deltas=edit.deltas)
-    assert [whole[i] for i in (0, 2, 3)] == [True] * 3
-    assert about["result"]["loss"][1] is None  # JSON has no NaN
+    assert says(model(), some[1:2], deltas=edit.deltas) == [True]
 
 
 def test_a_request_that_fails_alone_has_an_empty_edit_that_says_why(tmp_path):
+    some = [PROFESSION, PLAYS]
     for independent in (True, False):
-        first, second = run(broken(), [PROFESSION, PLAYS], ROME, independent, stats=stats(), size=1)
+        first, second = run(broken(10), some, ROME, independent, stats=stats(), size=1)
         assert first.deltas == {}
         assert first.provenance["failed"] == [
             f"{PROFESSION.text!r}: not finite at step 0 of the search"
@@ -254,20 +254,20 @@ def test_a_request_that_fails_alone_has_an_empty_edit_that_says_why(tmp_path):
         # and what failed does not reach those after it
         assert off(dense(second), dense(romes()[3])) < 1e-5
     first.save(tmp_path / "empty.safetensors")
-    assert Edit.load(tmp_path / "empty.safetensors").provenance == first.provenance
+    assert Edit.load(tmp_path / "empty.safetensors").provenance == as_json(first)
 
 
 def test_what_cannot_be_solved_is_no_edit():
     """Two equal keys, both to be mapped exactly: NaN, which must not reach the next edit."""
-    twice = [PLAYS, dataclasses.replace(PLAYS, target="pilot"), *ALIKE[2:]]
-    first, second = run(model(), twice, EMMET, False, batch=2, stats=stats())
+    twice = [MORE[0], dataclasses.replace(MORE[0], target="oboe"), *MORE[1:3]]
+    first, second = run(model(), [*twice, *ALIKE], EMMET, False, batch=4, stats=stats())
     assert first.deltas == {}
-    assert len(first.provenance["failed"]) == 2
+    assert len(first.provenance["failed"]) == 4
     assert "its solve is off by" in first.provenance["failed"][0]
     assert "collect more text, or set a ridge" in first.provenance["failed"][0]
-    (fresh,) = run(model(), ALIKE[2:], EMMET, False, stats=stats())
+    (fresh,) = run(model(), ALIKE, EMMET, False, stats=stats())
     assert off(dense(second), dense(fresh)) < 1e-6
-    json.dumps(first.provenance, allow_nan=False)
+    as_json(first)
 
 
 def test_a_request_that_cannot_be_used_is_an_error_or_left_out():
@@ -282,13 +282,13 @@ def test_a_request_that_cannot_be_used_is_an_error_or_left_out():
     assert off(dense(last), dense(romes()[1])) < 1e-5
     # in a sequence: the others of its batch are edited, and it is named
     found = list(stream(
-        model(), [LONG, *ALIKE[:2], LONG, LONG], MEMIT, False, batch=3, stats=stats(), skip=True
+        model(), [LONG, *ALIKE, LONG, LONG], MEMIT, False, batch=5, stats=stats(), skip=True
     ))  # fmt: skip
-    assert [places for places, _ in found] == [[0, 1, 2], [3, 4]]
+    assert [places for places, _ in found] == [[0, 1, 2, 3, 4], [5, 6]]
     some, none = (edit for _, edit in found)
-    assert [r["prompt"] for r in asked(some)] == [r.prompt for r in ALIKE[:2]]
+    assert [r["subject"] for r in asked(some)] == [r.subject for r in ALIKE]
     assert len(some.provenance["failed"]) == 1
-    assert off(dense(some), dense(pairs()[0])) < 1e-5
+    assert off(dense(some), dense(memit())) < 1e-5
     assert none.deltas == {}
     assert len(none.provenance["failed"]) == 2
     assert none.provenance["after"] == 1
@@ -318,7 +318,7 @@ def other(layers, width):
         ("rome", {"layer": 4}, "layer 4: the model has layers 0 to 3"),
         (ROME, {"layer": 4}, "layer 4: the model has layers 0 to 3"),
         (ROME, {"lr": 0.1}, "rome has no setting 'lr'; did you mean values.lr"),
-        (HOW["values"], {}, "ValueConfig is no config of a method"),
+        (VALUES, {}, "ValueConfig is no config of a method"),
         (ROME, {"stats": "/nowhere"}, "/nowhere: no such folder or file"),
         (ROME, {"stats": Path("/nowhere")}, "/nowhere: no such folder or file"),
         (ROME, {"stats": other((1, 2), 256)}, "no second moment of layer 0; there are those of 1"),
@@ -336,10 +336,10 @@ def test_what_is_asked_wrongly_is_told_in_one_line(method, how, why):
 
 def test_provenance_says_all_that_made_an_edit():
     about = romes()[0].provenance
-    json.dumps(about, allow_nan=False)
+    as_json(romes()[0])
     assert about["method"] == "rome"
     assert about["protocol"] == "paper"
-    assert about["request"] == json.loads(json.dumps(dataclasses.asdict(TONGUE)))
+    assert about["request"] == dataclasses.asdict(TONGUE)
     assert about["config"]["layer"] == 0
     assert about["config"]["values"]["steps"] == 20
     assert about["contexts"] == GROUPS  # the texts, not only how they came to be
@@ -356,23 +356,11 @@ def test_provenance_says_all_that_made_an_edit():
 
 
 def test_a_method_by_name_and_with_overrides():
-    (named,) = run(
-        model(), [PLAYS], "rome", stats=stats(), layer=0, values=HOW["values"], rows=HOW["rows"]
-    )
+    (named,) = run(model(), [PLAYS], "rome", stats=stats(), layer=0, values=VALUES, rows=ROME.rows)
     assert off(dense(named), dense(romes()[3])) < 1e-5
     (config,) = run(model(), [PLAYS], dataclasses.replace(ROME, layer=3), stats=stats(), layer=0)
     assert off(dense(config), dense(romes()[3])) < 1e-5
     assert config.provenance["config"]["layer"] == 0
-
-
-def test_contexts_that_the_model_writes_are_recorded():
-    rows = {"rows.contexts.given": (), "rows.contexts.lengths": ((3, 5),)}
-    (edit,) = run(model(), [PLAYS], ROME, stats=stats(), **{"values.steps": 1} | rows)
-    ((bare, *written),) = edit.provenance["contexts"]
-    assert bare == "{}"
-    assert len(written) == 5
-    again = run(model(), [PLAYS], ROME, stats=stats(), **{"values.steps": 1} | rows)[0]
-    assert again.provenance["contexts"] == edit.provenance["contexts"]
 
 
 @pytest.mark.slow
