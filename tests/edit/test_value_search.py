@@ -221,7 +221,7 @@ def test_what_cannot_be_searched():
 # Every architecture: the corner that is searched is the whole
 
 
-VARIANTS = ("gptj", "neox", "gemma2", "gemma3", "olmo2")  # GPT-2 and Llama are above
+VARIANTS = ("gptj", "gemma2", "gemma3", "olmo2")  # GPT-2 and Llama are above
 
 
 @partial(jit, static_argnames=("cfg", "layer"))
