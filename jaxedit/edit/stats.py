@@ -224,7 +224,7 @@ def identity(model: Model, cfg: StatsConfig) -> dict[str, Any]:
     """What decides the moments. Text goes by its contents, a dataset of the hub by its name: it is
     not read.
     """
-    source = cfg.text
+    source, sample = cfg.text, model.tokenizer(SAMPLE)["input_ids"]  # tells of a BOS
     one = lambda path: (
         path if path.startswith(HUB) else digest(dataclasses.replace(source, paths=(path,)))
     )
@@ -232,7 +232,7 @@ def identity(model: Model, cfg: StatsConfig) -> dict[str, Any]:
         "version": VERSION, "base": checksum(model.params), "dtype": model.cfg.dtype, "site": SITE,
         "text": [source.field, source.document, source.group, *map(one, source.paths)],
         "documents": cfg.documents, "length": cfg.length,
-        "sample": model.tokenizer(SAMPLE)["input_ids"],  # tells of a BOS
+        "tokenizer": hashlib.sha256(str(sample).encode()).hexdigest()[:16],
     }  # fmt: skip
 
 

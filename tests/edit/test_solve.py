@@ -168,6 +168,17 @@ def test_without_a_weight_one_key_is_read_in_full(apart):
     assert off(a, directions(m, key, 0.0, apart=True)).max() < 1e-6
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_without_a_weight_a_key_of_zeros_does_not_harm_the_others(apart):
+    """Which is what requests are that only fill a batch."""
+    m, keys = positive(1e4), keys_of("one is zero")
+    found = spread(factor(m), keys, 0.0, apart=apart)
+    real = [0, 2, 3, 4]
+    assert off(found.x_FN[:, real], directions(m, keys[:, real], 0.0, apart=apart)).max() < 1e-6
+    assert not np.any(found.x_FN[:, 1])
+    assert np.max(found.error_N) < 2e-7
+
+
 def test_equal_keys_without_a_weight_have_no_answer():
     keys = np.repeat(right_sides(1), 5, 1)
     assert not (spread(factor(positive(10)), keys, 0.0).error_N < 0.1).any()
