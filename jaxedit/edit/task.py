@@ -190,11 +190,15 @@ def sequence(
     right = exact(model, [probe(r) for r in asked], deltas=deltas)
     lines = []
     for places, edit in found:
-        for n, place in enumerate(places):
+        about = edit.provenance
+        used = about.get("requests") or [about.get("request")]  # without those left out
+        for place in places:
             line = Line(place, asked[place], edit, bool(right[place])).to_json()
+            n = used.index(line["request"]) if line["request"] in used else None
             line["result"] = {
-                k: v[n] if isinstance(v, list) and n < len(v) else v
+                k: (v[n] if isinstance(v, list) else v)
                 for k, v in line["result"].items()
+                if n is not None
             }
             lines.append(line)
     if is_first():

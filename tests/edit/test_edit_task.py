@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from golden_edits import GOLDEN, model, requests
+from golden_edits import GOLDEN, model, requests, stats
 
 from jaxedit import cli
 from jaxedit.data.asked import requests as read_requests
@@ -91,6 +91,20 @@ def test_a_sequence_is_a_ledger(tmp_path, asked):
     assert [ledger.load(e.id).provenance["after"] for e in ledger.edits()] == [0, 1, 2]
     with pytest.raises(ValueError, match="cannot be resumed"):
         task.go(cfg, model(), None)
+
+
+def test_a_request_that_is_left_out_of_a_batch_does_not_shift_the_others(tmp_path, asked):
+    rows = [json.loads(line) for line in asked.read_text().splitlines()[:-1]]
+    rows[1] = rows[0] | {"prompt": "word " * 200 + "{} is"}  # more than the model's positions
+    asked.write_text("\n".join(map(json.dumps, rows)))
+    emmet = EmmetConfig(layer=1, rows=BARE, values=ValueConfig(steps=3))
+    cfg = dataclasses.replace(config(tmp_path, asked, independent=False), editor=emmet)
+    task.go(cfg, model(), stats())
+    (entry,) = Ledger.open(tmp_path / "run" / "ledger").edits()
+    told = Ledger.open(tmp_path / "run" / "ledger").load(entry.id).provenance
+    found = {line["place"]: line["result"] for line in lines(tmp_path / "run")}
+    assert found[1] == {}
+    assert [found[i]["loss"] for i in (0, 2, 3)] == told["result"]["loss"]
 
 
 def test_a_layer_that_is_not_there_is_told_first(tmp_path, asked):
