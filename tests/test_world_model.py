@@ -1,6 +1,7 @@
 """The models that ship: small, loadable by others, and knowing what their card says."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,10 +65,12 @@ def test_the_demo_changes_a_fact_and_changes_it_back(tmp_path):
     """`make demo`, as its user sees it."""
     program = [sys.executable, "-m", "jaxedit.demo"]
     run = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=True)
-    lines = {line[4:23].strip(): line for line in run.stdout.splitlines() if " → " in line}
-    assert "✓" in lines["the edit itself"]
-    assert "✓" in lines["in other words"]
-    assert "✓" in lines["another subject"]
+    table = [re.split(r"\s{2,}", line.strip()) for line in run.stdout.splitlines()]
+    lines = {what: (prompt, after) for what, prompt, _, *after in (c for c in table if len(c) > 3)}
+    assert all("✓" in said for said in lines["the edit itself"][1])
+    assert all("✓" in said for said in lines["in other words"][1])
+    rome, *_ = lines["another subject"][1]
+    assert "✓" in rome
     assert "every bit is back: True" in run.stdout
     out = tmp_path / "runs/demo"
     assert (out / "trace.svg").read_text().startswith("<svg")
@@ -75,11 +78,9 @@ def test_the_demo_changes_a_fact_and_changes_it_back(tmp_path):
     edit = jaxedit.Edit.load(out / "edit.safetensors")
     model = jaxedit.load("world", dtype="float32")
     edit.check(model)
-    (answer,) = jaxedit.generate(
-        model, [lines["the edit itself"][23:].split("  ")[0].strip()], deltas=edit.deltas
-    )
-    after = lines["the edit itself"].split(" → ")[1].strip()
-    assert answer.strip().startswith(after)
+    prompt, (rome, *_) = lines["the edit itself"]
+    (answer,) = jaxedit.generate(model, [prompt], deltas=edit.deltas)
+    assert answer.strip().startswith(rome.removeprefix("✓ "))
     assert checksum(model.params) == edit.provenance["base"]["checksum"]
 
 
