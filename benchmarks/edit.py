@@ -145,7 +145,7 @@ def against_plain(params: Params, cfg: ModelConfig, layer: int, size: int = 8) -
     times = alternate(runs, repeats=1)
     per = dict(times) | {f"ours {n} at once": times[f"ours {n} at once"] / n for n in made}
     ours, same = find(1).delta["mlp_down"][0], runs["plain"]()
-    low = values._search.lower(params, made[size][0], cfg, layer, ("mlp_down",), opt, False)
+    low = values._search.lower(params, made[size][0], cfg, layer, ("mlp_down",), opt, None, False)
     memory = low.compile().memory_analysis()
     report(
         "ROME's value search: 21 contexts, 20 steps; seconds per edit",

@@ -14,32 +14,41 @@ WORLD = "world:"
 
 
 def requests(source: str, limit: int = 0) -> tuple[list[EditRequest], list[Skipped]]:
-    """The first `limit` requests (0: all), and what was left out.
+    """The first `limit` requests (0: all), and what was left out; `source` as in `edit_cases`."""
+    found, skipped = edit_cases(source, limit)
+    return [r for case in found for r in case.requests][: limit or None], skipped
 
-    source: world:SIZE:SEED:COUNT; NAME:PATH of a dataset (counterfact:folder); or a file of JSON
-    lines, or of a JSON list, with prompt (with {} for the subject, or naming it), subject, target
-    and, if known, ground_truth.
+
+def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skipped]]:
+    """The first `limit` cases (0: all), and what was left out.
+
+    source: world:SIZE:SEED:COUNT[:KIND+KIND]; NAME:PATH of a dataset (counterfact:folder); or a
+    file of JSON lines, or of a JSON list, with prompt (with {} for the subject, or naming it),
+    subject, target and, if known, ground_truth.
     """
     if source.startswith(WORLD):
-        size, _, rest = source.removeprefix(WORLD).partition(":")
-        seed, _, count = rest.partition(":")
-        if not (seed.isdigit() and count.isdigit()):
-            raise ValueError(f"requests {source!r}: write world:SIZE:SEED:COUNT")
-        made = cases(make(size, int(seed)), min(int(count), limit or int(count)))
-        return [case.request for case in made], []
+        return of_world(source, limit), []
     name, _, path = source.partition(":")
     if name in READERS:
         found = read(name, path)
         if not all(isinstance(item, EditCase) for item in found.items):
             raise ValueError(f"requests {source!r}: {name} holds no edit requests")
-        some = [request for case in found.items for request in case.requests]
-        return some[: limit or None], list(found.skipped)
+        return list(found.items)[: limit or None], list(found.skipped)
     if not Path(source).expanduser().is_file():
         raise FileNotFoundError(
             f"requests {source!r}: no such file; or world:SIZE:SEED:COUNT, or NAME:PATH with a "
             f"dataset of {', '.join(k for k in READERS)}"
         )
-    return from_file(Path(source).expanduser(), limit)
+    made, skipped = from_file(Path(source).expanduser(), limit)
+    return [EditCase(str(i), (request,)) for i, request in enumerate(made)], skipped
+
+
+def of_world(source: str, limit: int) -> list[EditCase]:
+    size, seed, count, kinds, *more = [*source.removeprefix(WORLD).split(":"), "", "", ""][:5]
+    if not (seed.isdigit() and count.isdigit()) or any(more):
+        raise ValueError(f"requests {source!r}: write world:SIZE:SEED:COUNT[:KIND+KIND]")
+    world, most = make(size, int(seed)), min(int(count), limit or int(count))
+    return list(cases(world, most, kinds=tuple((kinds or "counterfactual").split("+"))))
 
 
 def from_file(file: Path, limit: int) -> tuple[list[EditRequest], list[Skipped]]:

@@ -99,13 +99,17 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.size)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, EditBatch]]:
+    def parts(self) -> Iterator[tuple[list[Row], int]]:
+        """The rows of each batch, and how many it is filled up to."""
         # Sorted by bucket, all batches but the last are full: one shape a bucket, and one more.
         rows = sorted(self.rows, key=lambda row: bucket(len(row.tokens)))
         for at in range(0, len(rows), self.size):
             some = rows[at : at + self.size]
             shares = -(-len(some) // self.multiple)  # doubled until they hold the rows
-            B = min(self.multiple << (shares - 1).bit_length(), self.size)
+            yield some, min(self.multiple << (shares - 1).bit_length(), self.size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, EditBatch]]:
+        for some, B in self.parts():
             yield np.array([row.place for row in some]), pad(some, B, self.side)
 
 

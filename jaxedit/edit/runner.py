@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxedit import delta, merge
 from jaxedit.base import Delta, Deltas, Dense, LowRank, Write
-from jaxedit.data.aligned import Aligned, Requests, Tokens, aligned
+from jaxedit.data.aligned import Aligned, Groups, Requests, aligned
 from jaxedit.data.cases import EditRequest
 from jaxedit.data.contexts import contexts
 from jaxedit.data.documents import Source
@@ -25,15 +24,12 @@ from jaxedit.data.world.vocabulary import is_world
 from jaxedit.edit.editor import Editor, State
 from jaxedit.edit.methods import configure, find, name_of, override
 from jaxedit.edit.record import Edit, origin
+from jaxedit.edit.room import in_programs
 from jaxedit.edit.stats import Stats, StatsConfig, collect, load, on_host
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, quiet
-from jaxedit.sharding import mesh_of
 
-MOST = 256  # requests in one program: beyond, nothing is gained
-CPU_BYTES = 1 << 31  # for one program on a CPU, which does not say how much it has
 WORLD_TEXT = StatsConfig(Source(("world:small:0:20000",)), documents=20_000, length=128)
-SHARE = 0.5  # of the memory that a device has left
 OFF = 0.01  # how far a solve may be off, before what it gives is no edit
 
 
@@ -77,44 +73,97 @@ def stream(
     an empty edit that says why, instead of an error. overrides: fields of the method's config,
     {"layer": 5, "values.steps": 30}.
     """
-    if batch < 0 or size < 0:
-        raise ValueError(f"batch={batch}, size={size}: a number of requests, or 0")
     if batch and independent:
         raise ValueError(f"batch={batch}: independent edits are of one request; leave batch out")
+    if not requests:
+        return
+    ready = prepare(
+        model, method, stats=stats, preset=preset, protocol=protocol, seed=seed, size=size,
+        skip=skip, progress=progress, **overrides,
+    )  # fmt: skip
+    yield from ready.each(requests) if independent else ready.sequence(requests, batch)
+
+
+def prepare(
+    model: Model,
+    method: Any = "rome",
+    *,
+    stats: Stats | StatsConfig | str | os.PathLike | None = None,
+    preset: str = "",
+    protocol: str = "paper",
+    seed: int = 0,
+    size: int = 0,
+    skip: bool = False,
+    progress: Progress = quiet,
+    **overrides: Any,
+) -> "Ready":
+    """A method made ready for a model, for requests that come in parts; as `stream` otherwise."""
+    if size < 0:
+        raise ValueError(f"size={size}: a number of requests, or 0")
     if isinstance(method, str):
         cfg = configure(method, model.cfg, preset=preset, protocol=protocol, **overrides)
     else:
         method, cfg = name_of(method), override(method, overrides, model.cfg)
     editor = find(method).make(cfg)
-    if editor.together and batch > editor.together:
-        raise ValueError(
-            f"batch={batch}: {method} takes {editor.together} request at a time; leave batch out, "
-            "or use memit or emmet"
-        )
-    if not requests:
-        return
     groups = contexts(editor.rows.contexts, model)
-    found = aligned(
-        model.tokenizer, requests, groups=groups, about=editor.rows.about, token=editor.rows.token,
-        beside=editor.beside, longest=model.cfg.max_len if model.cfg.learned_pos else None,
-        skip=skip,
-    )  # fmt: skip
     about = origin(model, method=method, protocol=protocol, config=cfg, seed=seed, contexts=groups)
     moments = None
     if editor.stats:
         moments = resolve(model, stats, editor.stats)
         about["stats"] = {**moments.about, "tokens": moments.count}
     state = editor.init(jax.random.key(seed), model, moments)
-    work = Work(editor, model, requests, in_programs(found, model, editor, size), about, progress)
-    if independent:
-        yield from work.each(state)
-    else:
-        yield from work.sequence(state, batch or editor.together or len(requests))
+    return Ready(editor, model, state, groups, about, size, skip, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A method, what it knows of the model, and what the provenance of every edit says."""
+
+    editor: Editor
+    model: Model
+    state: State
+    groups: Groups
+    about: Mapping[str, Any]
+    size: int = 0
+    skip: bool = False
+    progress: Progress = quiet
+
+    def each(self, requests: Sequence[EditRequest]) -> Iterator[tuple[list[int], Edit]]:
+        """Every request an edit of its own, as they are made, with the request's place."""
+        if requests:
+            yield from self.work(requests).each(self.state)
+
+    def sequence(
+        self, requests: Sequence[EditRequest], batch: int = 0
+    ) -> Iterator[tuple[list[int], Edit]]:
+        """Edits of `batch` requests (0: as many as the method takes together), each on the model as
+        the ones before left it.
+        """
+        most = self.editor.together
+        if batch < 0:
+            raise ValueError(f"batch={batch}: a number of requests, or 0")
+        if most and batch > most:
+            raise ValueError(
+                f"batch={batch}: {self.about['method']} takes {most} request at a time; leave "
+                "batch out, or use memit or emmet"
+            )
+        if requests:
+            yield from self.work(requests).sequence(self.state, batch or most or len(requests))
+
+    def work(self, requests: Sequence[EditRequest]) -> "Work":
+        editor, model = self.editor, self.model
+        found = aligned(
+            model.tokenizer, requests, groups=self.groups, about=editor.rows.about,
+            token=editor.rows.token, beside=editor.beside,
+            longest=model.cfg.max_len if model.cfg.learned_pos else None, skip=self.skip,
+        )  # fmt: skip
+        found = in_programs(found, model, editor, self.size)
+        return Work(editor, model, requests, found, self.about, self.progress)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is to be done, and what the provenance of every edit says."""
+    """Requests that are to be edited."""
 
     editor: Editor
     model: Model
@@ -226,41 +275,6 @@ def resolve(
 def suitable(model: Model) -> StatsConfig:
     """Text for a model of which nothing is said: its world, if it is one of ours, or Wikipedia."""
     return WORLD_TEXT if is_world(model.tokenizer) else StatsConfig()
-
-
-def in_programs(found: Requests, model: Model, editor: Editor, size: int) -> Requests:
-    """The requests in batches of `size`, or of as many as memory allows; of whole shares of the
-    mesh.
-    """
-    mesh = mesh_of(model.params)
-    multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
-    if not size:
-        most = max((footprint(t, model) for t in found.found), default=1)
-        size = max(min(room(model) * multiple // most, MOST, max(len(found.found), 1)), 1)
-    return dataclasses.replace(found, size=-(-size // multiple) * multiple, multiple=multiple)
-
-
-def footprint(one: Tokens, model: Model) -> int:
-    """About how many bytes a search holds for one request: activations of the layers that it goes
-    back through, the cache, logits.
-    """
-    cfg, wide = model.cfg, jnp.dtype(model.cfg.dtype).itemsize
-    rows, tail, length = len(one.rows), one.tail, max(map(len, one.rows))
-    rows *= 2 if one.beside else 1  # one of the texts beside is searched through too
-    activations = rows * tail * cfg.layers * (6 * cfg.embed + 3 * cfg.mlp) * wide
-    scores = rows * tail * length * cfg.layers * cfg.heads * 4
-    cache = 2 * rows * length * cfg.layers * cfg.kv_heads * cfg.head_dim * wide
-    logits = 4 * (rows * len(one.target) + 1) * cfg.vocab * 4
-    return activations + scores + cache + logits
-
-
-def room(model: Model) -> int:
-    """Bytes that a program may take on a device."""
-    device = next(iter(jax.tree.leaves(model.params)[0].devices()))
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if not stats or "bytes_limit" not in stats:
-        return CPU_BYTES
-    return int(SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
 
 
 def fetch(tree: Any) -> Any:

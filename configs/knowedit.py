@@ -1,0 +1,34 @@
+r"""KnowEdit, its relatives and the world: any method, every case its own edited model.
+
+    python -m jaxedit.evaluate --config configs/knowedit.py:world-rome
+    python -m jaxedit.evaluate --config configs/knowedit.py:zsre-rome \
+        --set model=meta-llama/Llama-2-7b-hf data=knowedit/zsre:FOLDER
+
+A preset is DATA-METHOD. DATA is one of world, wiki_recent, wiki_counterfact, zsre, wikibio,
+convsent, sanitation, counterfact, zsre-mend, mquake, ripple; METHOD one of `jaxedit edit --help`.
+"""
+
+from jaxedit.edit.methods import EDITORS
+from jaxedit.evaluate.task import EvaluateTask, for_data
+
+DATA = {
+    "world": "world:small:0:200",
+    "wiki_recent": "knowedit/wiki_recent:data/knowedit/wiki_recent",
+    "wiki_counterfact": "knowedit/wiki_counterfact:data/knowedit/wiki_counterfact",
+    "zsre": "knowedit/zsre:data/knowedit/ZsRE",
+    "wikibio": "knowedit/wikibio:data/knowedit/WikiBio",
+    "convsent": "knowedit/convsent:data/knowedit/convsent",
+    "sanitation": "knowedit/sanitation:data/knowedit/Sanitation",
+    "counterfact": "counterfact:data/counterfact",
+    "zsre-mend": "zsre:data/zsre",
+    "mquake": "mquake:data/mquake",
+    "ripple": "ripple:data/ripple",
+}
+PRESETS = tuple(f"{data}-{method}" for data in DATA for method in EDITORS)
+
+
+def config(preset: str = "world-rome") -> EvaluateTask:
+    data = max((name for name in DATA if preset.startswith(f"{name}-")), key=len)
+    method = preset.removeprefix(f"{data}-")
+    model = "world" if data == "world" else "llama-2-7b"
+    return for_data(DATA[data], method, model, workdir=f"runs/evaluate-{preset}")

@@ -1,0 +1,238 @@
+"""What is asked about cases, and what the unedited and the edited model do with it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from jaxedit.data.cases import EditCase, Probe
+from jaxedit.data.requests import Marked, mark
+from jaxedit.edit.record import Edit
+from jaxedit.evaluate.ask import Asker, Pair
+from jaxedit.evaluate.seen import EDIT, Asked, Forced, Observed, Seen
+from jaxedit.evaluate.texts import generation_match
+from jaxedit.models.generate import Sampling
+
+Protocol = Literal["paper", "easyedit"]
+NOWHERE = (-1, -1)
+# Where the new and the former answer are compared. At the last three the former one is right.
+COMPARED = (EDIT, "rephrase", "attribute", "locality/neighborhood", "locality/distracting")
+CONTINUED = Sampling(top_k=5)  # how fluency is sampled in ROME, MEMIT and EasyEdit
+
+
+@dataclasses.dataclass(frozen=True)
+class AskConfig:
+    """How probes are asked."""
+
+    # paper: as each dataset's authors ask; easyedit: as zjunlp/EasyEdit does: one space before
+    # every answer, the first name of the first answer alone, fluency after the request's prompt
+    protocol: Protocol = "paper"
+    say: int = 20  # tokens of a free answer; 0: none is asked for
+    continued: int = 100  # tokens of a text whose fluency is measured, its beginning included; or 0
+    beginnings: int = 10  # of the "generation" probes of a case, the first so many
+    seed: int = 0  # of these texts
+
+
+class Item(NamedTuple):
+    """A probe of a case, and the rows that its answers are."""
+
+    case: int
+    key: str
+    probe: Probe
+    answers: tuple[tuple[int, ...], ...]
+    new: int | None
+    true: int | None
+    against: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class Rows:
+    """Texts with their edits, each once."""
+
+    protocol: Protocol
+    number: dict[tuple[int, str, str], int] = dataclasses.field(default_factory=dict)
+
+    def add(self, edit: int, prompt: str, answer: str) -> int:
+        return self.number.setdefault((edit, prompt, answer), len(self.number))
+
+    @property
+    def texts(self) -> list[Marked]:
+        return [self.text(prompt, answer) for _, prompt, answer in self.number]
+
+    def text(self, prompt: str, answer: str) -> Marked:
+        if self.protocol == "easyedit":
+            return Marked(f"{prompt} {answer}", len(prompt), NOWHERE)
+        return mark(prompt, answer, NOWHERE)
+
+
+def observe(
+    asker: Asker,
+    cases: Sequence[EditCase],
+    edits: Sequence[Edit],
+    edit_of: Sequence[int] | None = None,
+    cfg: AskConfig = AskConfig(),
+) -> list[Observed]:
+    """Every case asked of the unedited model and of its edit: edits[edit_of[i]], or edits[i]."""
+    edit_of = list(range(len(cases))) if edit_of is None else list(edit_of)
+    rows = Rows(cfg.protocol)
+    items = [
+        item(rows, i, edit_of[i], case, key, probe)
+        for i, case in enumerate(cases)
+        for key, probe in questions(case)
+    ]
+    pairs = asker.forced(rows.texts, [edit for edit, _, _ in rows.number], edits)
+    before, after, known = spoken(asker, items, edits, edit_of, cfg)
+    continued = continuations(asker, cases, edits, edit_of, cfg)
+    asked: dict[int, list[Asked]] = {i: [] for i in range(len(cases))}
+    skipped: dict[int, list[str]] = {i: [] for i in range(len(cases))}
+    for n, it in enumerate(items):
+        found = assemble(it, pairs, before.get(n), after.get(n), known.get(n, ()))
+        if isinstance(found, Asked):
+            asked[it.case].append(found)
+        else:
+            skipped[it.case].append(f"{it.key}: {it.probe.prompt!r:.60}: {found}")
+    return [
+        Observed(
+            case,
+            tuple(asked[i]),
+            tuple(continued[i]),
+            tuple(continued[i].values()),
+            tuple(edits[edit_of[i]].provenance.get("failed") or ()),
+            tuple(skipped[i]),
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+def questions(case: EditCase) -> Iterator[tuple[str, Probe]]:
+    """All that is asked about a case: its requests, then its probes."""
+    for request in case.requests:
+        yield EDIT, Probe(request.text, ((request.target,),), request.subject)
+    for key, probes in case.probes.items():
+        if key != "generation":
+            yield from ((key, probe) for probe in probes)
+
+
+def item(rows: Rows, i: int, edit: int, case: EditCase, key: str, probe: Probe) -> Item:
+    answers = probe.answers
+    if rows.protocol == "easyedit":
+        answers = tuple(names[:1] for names in answers[:1])
+    add = lambda name: rows.add(edit, probe.prompt, name)
+    new = true = None
+    if key in COMPARED and (request := meant(case, key, probe)):
+        new, true = add(request.target), add(request.ground_truth[0])
+    against: tuple[int, ...] = ()
+    if "sentiment" in case.info and key == "rephrase":
+        other = "negative" if case.info["sentiment"] == "positive" else "positive"
+        against = tuple(add(reply) for reply in case.info[other])
+    return Item(i, key, probe, tuple(tuple(map(add, names)) for names in answers),
+                new, true, against)  # fmt: skip
+
+
+def meant(case: EditCase, key: str, probe: Probe):
+    """The request whose new and former answer are compared after this prompt, if there is one."""
+    for request in case.requests:
+        if request.ground_truth and (
+            request.text == probe.prompt if key == EDIT else len(case.requests) == 1
+        ):
+            return request
+    return None
+
+
+def spoken(
+    asker: Asker,
+    items: Sequence[Item],
+    edits: Sequence[Edit],
+    edit_of: Sequence[int],
+    cfg: AskConfig,
+) -> tuple[dict[int, str | None], dict[int, str | None], dict[int, tuple[bool, ...]]]:
+    """The free answers of both models by item, and which conditions the unedited one knows."""
+    if not cfg.say:
+        return {}, {}, {}
+    prompts = dict.fromkeys(it.probe.prompt for it in items)
+    prompts |= dict.fromkeys(c.prompt for it in items for c in it.probe.conditions)
+    unedited = asker.continued(list(prompts), [0] * len(prompts), [Edit()], cfg.say)
+    plain = dict(zip(prompts, unedited, strict=True))
+    wanted = dict.fromkeys((edit_of[it.case], it.probe.prompt) for it in items)
+    edited = asker.continued([p for _, p in wanted], [e for e, _ in wanted], edits, cfg.say)
+    now = dict(zip(wanted, edited, strict=True))
+    before = {n: plain[it.probe.prompt] for n, it in enumerate(items)}
+    after = {n: now[edit_of[it.case], it.probe.prompt] for n, it in enumerate(items)}
+    known = {
+        n: tuple(
+            generation_match(plain[c.prompt] or "", c.answers, every=True)
+            for c in it.probe.conditions
+        )
+        for n, it in enumerate(items)
+        if it.probe.conditions
+    }
+    return before, after, known
+
+
+def continuations(
+    asker: Asker,
+    cases: Sequence[EditCase],
+    edits: Sequence[Edit],
+    edit_of: Sequence[int],
+    cfg: AskConfig,
+) -> list[Mapping[str, tuple[str, str]]]:
+    """For every case, its beginnings and what both models write after them."""
+    if not cfg.continued:
+        return [{} for _ in cases]
+    begun = [beginnings(case, cfg) for case in cases]
+    prompts = dict.fromkeys(text for some in begun for text in some)
+    write = partial(
+        asker.continued, steps=cfg.continued, total=True, sampling=CONTINUED, seed=cfg.seed
+    )
+    unedited = write(list(prompts), [0] * len(prompts), [Edit()])
+    plain = dict(zip(prompts, unedited, strict=True))
+    wanted = dict.fromkeys((edit_of[i], text) for i, some in enumerate(begun) for text in some)
+    edited = write([p for _, p in wanted], [e for e, _ in wanted], edits)
+    now = dict(zip(wanted, edited, strict=True))
+    out: list[Mapping[str, tuple[str, str]]] = []
+    for i, some in enumerate(begun):
+        found = {}
+        for text in some:
+            old, new = plain[text], now[edit_of[i], text]
+            if old is not None and new is not None:
+                found[text] = (old, new)
+        out.append(found)
+    return out
+
+
+def beginnings(case: EditCase, cfg: AskConfig) -> list[str]:
+    probes = case.probes.get("generation", ())
+    if probes and cfg.protocol == "paper":
+        return [probe.prompt for probe in probes[: cfg.beginnings]]
+    return [case.requests[0].text]
+
+
+def assemble(
+    it: Item,
+    pairs: Sequence[Pair | str],
+    before: str | None,
+    after: str | None,
+    known: tuple[bool, ...],
+) -> Asked | str:
+    """A probe as it was seen; or why it could not be asked."""
+    good = lambda i: isinstance(pairs[i], Pair)
+    answers = [[i for i in names if good(i)] for names in it.answers]
+    answers = [names for names in answers if names]
+    if it.answers and not answers:
+        return str(pairs[it.answers[0][0]])
+    one = lambda i: pairs[i] if i is not None and good(i) else None
+    new, true = one(it.new), one(it.true)
+    against = [p for i in it.against if (p := one(i))]
+
+    def seen(side: str, text: str | None) -> Seen:
+        take: Callable[[Any], Any] = lambda pair: getattr(pair, side) if pair else None
+        forced: tuple[tuple[Forced, ...], ...] = tuple(
+            tuple(take(pairs[i]) for i in names) for names in answers
+        )
+        both = new and true
+        return Seen(forced, take(both and new), take(both and true),
+                    tuple(map(take, against)), text)  # fmt: skip
+
+    first = pairs[answers[0][0]] if answers else None
+    kl = first.kl if isinstance(first, Pair) else None
+    return Asked(it.key, it.probe, seen("before", before), seen("after", after), kl, known)

@@ -1,0 +1,210 @@
+"""In which order edits are made and looked at.
+
+    independent   every case has an edited model of its own
+    batch         so many cases share one edit, the next ones another, of the unedited model
+    sequence      every edit is made on the model that the ones before it left; all cases up to then
+                  (or a sample) are asked again and again, so that forgetting is seen
+    round         an edit, undone; the edit again; and then an edit back to what was true
+
+Each is a generator of parts: a part is what is computed at once, and so what a stopped run does
+again. Weights are never copied: what is asked is the unedited model with an edit beside it.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxedit import merge
+from jaxedit.checksum import checksum
+from jaxedit.data.cases import EditCase, EditRequest
+from jaxedit.edit.ledger import join
+from jaxedit.edit.record import Edit
+from jaxedit.edit.runner import Ready
+from jaxedit.evaluate.ask import Asker
+from jaxedit.evaluate.observe import AskConfig, observe
+from jaxedit.evaluate.seen import Observed
+
+How = Literal["independent", "batch", "sequence", "round"]
+
+
+class Key(NamedTuple):
+    """A record: a case, and after how many of them it was asked (0: where there is no order)."""
+
+    at: int
+    place: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Cases that were asked together."""
+
+    keys: tuple[Key, ...]
+    seen: tuple[Observed, ...]
+    edits: tuple[Edit, ...]  # of each case
+    scores: tuple[dict[str, float], ...] = ()  # of the protocol itself, beside those of the answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is done with which cases. Parts all of whose keys are in `done` are left out."""
+
+    ready: Ready
+    asker: Asker
+    cases: Sequence[EditCase]
+    ask: AskConfig
+    chunk: int  # cases of a part
+    done: Callable[[Key], bool] = lambda key: False
+    clock: Callable[[str], Any] = lambda stage: None  # told when a stage begins
+
+    def finished(self, keys: Sequence[Key]) -> bool:
+        return all(map(self.done, keys))
+
+    def observe(
+        self, places: Sequence[int], edits: Sequence[Edit], edit_of: Sequence[int] | None = None
+    ) -> tuple[Observed, ...]:
+        self.clock("asking")
+        some = [self.cases[i] for i in places]
+        return tuple(observe(self.asker, some, edits, edit_of, self.ask))
+
+
+def independent(plan: Plan) -> Iterator[Part]:
+    for places in chunks(len(plan.cases), plan.chunk):
+        keys = tuple(Key(0, i) for i in places)
+        if not plan.finished(keys):
+            plan.clock("editing")
+            edits = own_edits(plan.ready, [plan.cases[i] for i in places])
+            yield Part(keys, plan.observe(places, edits), tuple(edits))
+
+
+def own_edits(ready: Ready, cases: Sequence[EditCase]) -> list[Edit]:
+    """An edit for each case: of its request, all of them in one program; or of its several."""
+    edits: dict[int, Edit] = {}
+    alone = [i for i, case in enumerate(cases) if len(case.requests) == 1]
+    for places, edit in ready.each([cases[i].request for i in alone]):
+        edits[alone[places[0]]] = edit
+    for i, case in enumerate(cases):
+        if i not in edits:
+            edits[i] = together(ready, case.requests)
+    return [edits[i] for i in range(len(cases))]
+
+
+def together(ready: Ready, requests: Sequence[EditRequest]) -> Edit:
+    """One edit of several requests: at once where the method can, else one after the other."""
+    count = ready.editor.together or len(requests)
+    return joined([edit for _, edit in ready.sequence(requests, min(count, len(requests)))])
+
+
+def joined(edits: Sequence[Edit]) -> Edit:
+    if len(edits) == 1:
+        return edits[0]
+    if any(e.writes or e.prefix for e in edits):
+        raise ValueError("edits with writes or prefix tokens do not add up; evaluate them alone")
+    failed = [why for e in edits for why in e.provenance.get("failed") or ()]
+    about = {**edits[-1].provenance, "failed": failed or None}
+    return Edit(deltas=join([e.deltas for e in edits]), provenance=about)
+
+
+def batch(plan: Plan, size: int) -> Iterator[Part]:
+    if size < 1:
+        raise ValueError(f"batch={size}: how many cases share an edit, at least 1")
+    for places in chunks(len(plan.cases), size):
+        keys = tuple(Key(0, i) for i in places)
+        if not plan.finished(keys):
+            plan.clock("editing")
+            requests = [r for i in places for r in plan.cases[i].requests]
+            edit = joined([e for _, e in plan.ready.sequence(requests, len(requests))])
+            shared = [own_failure(edit, plan.cases[i]) for i in places]
+            yield Part(keys, plan.observe(places, [edit], [0] * len(places)), tuple(shared))
+
+
+def own_failure(edit: Edit, case: EditCase) -> Edit:
+    """The shared edit with what is said of this case alone."""
+    texts = [r.text for r in case.requests]
+    failed = [why for why in edit.provenance.get("failed") or () if about(why, texts)]
+    return dataclasses.replace(edit, provenance={**edit.provenance, "failed": failed or None})
+
+
+def about(why: str, texts: Sequence[str]) -> bool:
+    return any(why.startswith(f"{text!r}: ") for text in texts)
+
+
+def sequence(plan: Plan, size: int, at: Sequence[int], most: int) -> Iterator[Part]:
+    """size: requests of an edit; at: after how many cases to ask; most: cases that are asked."""
+    ends = np.cumsum([len(case.requests) for case in plan.cases]).tolist()
+    requests = [r for case in plan.cases for r in case.requests]
+    wanted = [n for n in stops(at, len(plan.cases)) if not plan.finished(keys_at(n, most))]
+    if not wanted:
+        return
+    made: list[Edit] = []
+    own: dict[int, Edit] = {}
+    plan.clock("editing")
+    for places, edit in plan.ready.sequence(requests, size):
+        made.append(edit)
+        own |= dict.fromkeys(places, edit)
+        whole = bisect.bisect_right(ends, places[-1] + 1)
+        while wanted and wanted[0] <= whole:
+            keys = keys_at(wanted.pop(0), most)
+            now = joined(made)
+            cases = [k.place for k in keys]
+            first = [ends[i] - len(plan.cases[i].requests) for i in cases]
+            edits = [own_failure(own[n], plan.cases[i]) for i, n in zip(cases, first, strict=True)]
+            yield Part(keys, plan.observe(cases, [now], [0] * len(keys)), tuple(edits))
+            plan.clock("editing")
+        if not wanted:
+            return
+
+
+def stops(at: Sequence[int], count: int) -> list[int]:
+    """After how many cases to ask: as told, and at the end."""
+    return sorted({n for n in at if 0 < n < count} | {count})
+
+
+def keys_at(count: int, most: int) -> tuple[Key, ...]:
+    """The cases asked after `count` of them: all, or `most` of them from the first to the last."""
+    places = np.unique(np.linspace(0, count - 1, min(count, most or count)).round().astype(int))
+    return tuple(Key(count, int(i)) for i in places)
+
+
+def round_trip(plan: Plan) -> Iterator[Part]:
+    """Scores: "restored" (1 where the bits are back after the edit), "repeated" (1 where the same
+    edit comes out again). What is asked is whether the edit back says what was true, and everything
+    else as if there had been no edit.
+    """
+    for place, case in enumerate(plan.cases):
+        key = Key(0, place)
+        if plan.done(key):
+            continue
+        plan.clock("editing")
+        ready, model = plan.ready, plan.ready.model
+        edit = together(ready, case.requests)
+        edited = model._replace(params=merge.apply(model.params, edit.deltas))
+        kept = merge.original(model.params, edit.deltas)
+        restored = merge.restore(edited.params, kept)
+        same = checksum(restored) == checksum(model.params)
+        again = together(dataclasses.replace(ready, model=model._replace(params=restored)),
+                         case.requests)  # fmt: skip
+        scores = {"restored": float(same), "repeated": float(equal(edit, again))}
+        back = [EditRequest(r.prompt, r.subject, r.ground_truth[0], (r.target,))
+                for r in case.requests if r.ground_truth]  # fmt: skip
+        if back:
+            there = together(dataclasses.replace(ready, model=edited), back)
+            edit = joined([edit, there])
+        kept_probes = {k: v for k, v in case.probes.items() if k.startswith("locality/")}
+        other = EditCase(case.id, tuple(back) or case.requests, kept_probes, case.info)
+        plan.clock("asking")
+        (seen,) = observe(plan.asker, [other], [edit], None, plan.ask)
+        yield Part((key,), (seen,), (edit,), (scores,))
+
+
+def equal(x: Edit, y: Edit) -> bool:
+    xs, ys = jax.tree.leaves(dict(x.deltas)), jax.tree.leaves(dict(y.deltas))
+    same = all(np.array_equal(a, b) for a, b in zip(xs, ys, strict=False))
+    return len(xs) == len(ys) and same
+
+
+def chunks(count: int, size: int) -> list[range]:
+    return [range(at, min(at + size, count)) for at in range(0, count, size)]

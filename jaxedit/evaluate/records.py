@@ -1,0 +1,175 @@
+"""The file of a run: one JSON line for every case, appended part by part, never lost, never torn.
+
+The first line names the run, a digest of all that decides its numbers. A line that a kill cut in
+two is dropped when the run goes on. Another digest is another run: the file of the old one is kept
+under its own name beside it, and comes back with its settings.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxedit.edit.record import Edit
+from jaxedit.evaluate import metrics, scores
+from jaxedit.evaluate.protocol import Key, Part
+from jaxedit.evaluate.seen import Asked, Forced, Observed, Seen
+from jaxedit.progress import is_first
+
+FILE = "cases.jsonl"
+
+
+class Records:
+    """Records by key, in memory and in a file."""
+
+    def __init__(self, folder: Path, digest: str):
+        self.file, self.digest = folder / FILE, digest
+        self.found: dict[Key, dict[str, Any]] = {}
+        if is_first():
+            self.open()
+
+    def open(self) -> None:
+        """What is there of this run is read; what is there of another is moved away."""
+        header = {"run": self.digest}
+        mine = self.file.with_name(f"cases-{self.digest}.jsonl")
+        there = lines(self.file)
+        if there and there[0] != header:
+            name = there[0].get("run", "unknown") if isinstance(there[0], dict) else "unknown"
+            os.replace(self.file, self.file.with_name(f"cases-{name}.jsonl"))
+            there = []
+        if not there and mine.exists():
+            there = lines(mine)
+            os.replace(mine, self.file)
+        part = self.file.with_name(f".{FILE}.part")
+        part.write_text("".join(text(line) for line in there or [header]))
+        os.replace(part, self.file)
+        self.found = {key_of(line): line for line in there[1:]}
+
+    def done(self, keys: Sequence[Key]) -> set[Key]:
+        """Which of these are recorded; the same on every host of a job."""
+        have = np.array([key in self.found for key in keys])
+        if jax.process_count() > 1 and len(keys):
+            have = multihost_utils.broadcast_one_to_all(have)
+        return {key for key, there in zip(keys, have, strict=True) if there}
+
+    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Appends those that are not there yet, in one write."""
+        if not is_first():
+            return
+        new = [json.loads(text(record)) for record in records]  # as they will be read again
+        new = [record for record in new if key_of(record) not in self.found]
+        with open(self.file, "a") as out:
+            out.write("".join(map(text, new)))
+            out.flush()
+            os.fsync(out.fileno())
+        self.found |= {key_of(record): record for record in new}
+
+
+def key_of(record: Mapping[str, Any]) -> Key:
+    return Key(record.get("at", 0), record["place"])
+
+
+def text(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def lines(file: Path) -> list[Any]:
+    """The whole lines of a file; what is left of a torn one at its end is no line."""
+    found: list[Any] = []
+    if file.exists():
+        for line in file.read_text().splitlines(keepends=True):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+            if not line.endswith("\n"):
+                found.pop()
+    return found
+
+
+def digest(what: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def of_part(part: Part, protocol: scores.Protocol, decode: Any, references: Any) -> list[dict]:
+    """A record for every case of a part."""
+    own = part.scores or ({},) * len(part.keys)
+    return [
+        record(key, seen, edit, more, protocol, decode, references)
+        for key, seen, edit, more in zip(part.keys, part.seen, part.edits, own, strict=True)
+    ]
+
+
+def record(
+    key: Key,
+    seen: Observed,
+    edit: Edit,
+    more: Mapping[str, float],
+    protocol: scores.Protocol,
+    decode: Any,
+    references: Any,
+) -> dict[str, Any]:
+    case = seen.case
+    texts = references(case) if references else None
+    found = scores.score(seen, protocol, references=texts) | dict(more)
+    lost = [name for name, value in found.items() if not math.isfinite(value)]
+    result = edit.provenance.get("result") or {}
+    numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
+    probes = [probe(asked, decode) for asked in seen.asked]
+    pairs = zip(seen.beginnings, seen.continued, strict=True)
+    return {
+        "place": key.place, **({"at": key.at} if key.at else {}), "id": case.id,
+        "requests": [dataclasses.asdict(r) for r in case.requests], "info": plain(case.info),
+        "failed": list(seen.failed),
+        "skipped": [*seen.skipped, *(f"{name} is not finite" for name in lost)],
+        "edit": numbers, "probes": probes,
+        "continued": [{"beginning": b, "before": x, "after": y} for b, (x, y) in pairs],
+        "scores": {name: value for name, value in found.items() if name not in lost},
+    }  # fmt: skip
+
+
+def probe(asked: Asked, decode: Any) -> dict[str, Any]:
+    p = asked.probe
+    more = {"group": p.group, "rule": p.rule} if p.group else {}
+    known = {"known": list(asked.known)} if asked.known else {}
+    kl = asked.kl if asked.kl is not None and math.isfinite(asked.kl) else None
+    return {
+        "key": asked.key, "prompt": p.prompt, "answers": [list(names) for names in p.answers],
+        **more, **known, "before": side(asked.before, decode), "after": side(asked.after, decode),
+        "agreement": scores.kept(asked), "kl": kl, "right": scores.right(asked),
+    }  # fmt: skip
+
+
+def side(seen: Seen, decode: Any) -> dict[str, Any]:
+    """One model's answers: what it says in the place of the first one, and freely."""
+    first = seen.answers[0][0] if seen.answers else None
+    said = None if first is None else decode(list(first.said))
+    out = {"said": said, "text": seen.text, "token": scores.token(seen),
+           "exact": scores.exact(seen), "logp": None if first is None else mean(first)}  # fmt: skip
+    if seen.new is not None and seen.true is not None:
+        out |= {"p_new": chance(seen.new), "p_true": chance(seen.true)}
+    return out
+
+
+def mean(forced: Forced) -> float | None:
+    found = float(np.mean(forced.logp)) if forced.logp else math.nan
+    return found if math.isfinite(found) else None
+
+
+def chance(forced: Forced) -> float | None:
+    found = metrics.probability(forced.logp) if forced.logp else math.nan
+    return found if math.isfinite(found) else None
+
+
+def plain(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What else the row says, as far as it is short text or numbers."""
+    short = lambda v: isinstance(v, int | float) or (isinstance(v, str) and len(v) <= 200)
+    return {k: v for k, v in info.items() if short(v)}

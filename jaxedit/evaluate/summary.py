@@ -1,0 +1,158 @@
+"""The numbers of many cases as one table: means over cases, each with its interval.
+
+    summary = summarise(scores)                  {"edit_success/token": Interval(0.98, …), …}
+    print(table(summary))
+    survey_csv([("knowedit/zsre", "rome", summary)])
+
+A mean is over the cases that have the metric, each case alike.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from jaxedit.evaluate.metrics import Interval, bootstrap, harmonic_mean
+
+Summary = Mapping[str, Interval]
+ORDER = (
+    "edit_success", "generalization", "portability", "locality", "counterfact", "mquake", "ripple",
+    "convsent", "sanitation", "fluency", "consistency",
+)  # fmt: skip
+SCORE = "counterfact/score"
+SCORED = (
+    "edit_success/probability",
+    "generalization/probability",
+    "locality/neighborhood/probability",
+)
+# The columns of KnowEdit's tables, each from the first of the metrics that there is.
+HEADLINE = {
+    "Edit Succ.": ("convsent/expression", "sanitation/forget", "edit_success/token"),
+    "Portability": ("portability/token",),
+    "Locality": ("convsent/drift", "locality/agreement"),
+    "Fluency": ("fluency",),
+}
+# Their rows: the names of readers, and those of the survey in its order.
+DATASETS = {
+    "knowedit/wiki_recent": "WikiData_recent",
+    "knowedit/zsre": "ZsRE",
+    "knowedit/wikibio": "WikiBio",
+    "knowedit/wiki_counterfact": "WikiData_counterfact",
+    "knowedit/convsent": "ConvSent",
+    "knowedit/sanitation": "Sanitation",
+}
+NOT_SHARES = ("fluency", "perplexity", "drift", "kl")  # by the first or the last part of a name
+
+
+def summarise(
+    scores: Sequence[Mapping[str, float]], *, resamples: int = 2000, seed: int = 0
+) -> dict[str, Interval]:
+    """The mean of every metric with a 95% bootstrap interval over cases, in the order of reports.
+
+    With CounterFact's three successes there is also its score, the harmonic mean of their means;
+    its interval resamples whole cases, as the three go together.
+    """
+    found: dict[str, Interval] = {}
+    for name in sorted({name for case in scores for name in case}, key=place):
+        values = column(scores, name)
+        found[name] = bootstrap(values[~np.isnan(values)], resamples=resamples, seed=seed)
+    if all(name in found for name in SCORED):
+        columns = np.stack([column(scores, name) for name in SCORED], 1)
+        found[SCORE] = bootstrap(columns, harmonic_means, resamples=resamples, seed=seed)
+    return dict(sorted(found.items(), key=lambda item: place(item[0])))
+
+
+def column(scores: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    """A metric by case, NaN where a case does not have it."""
+    for i, case in enumerate(scores):
+        if not math.isfinite(value := case.get(name, 0.0)):
+            raise ValueError(f"{name} of case {i} is {value}; leave out what cannot be computed")
+    return np.array([case.get(name, math.nan) for case in scores], np.float64)
+
+
+def harmonic_means(means_RM: np.ndarray) -> np.ndarray:
+    return np.array([harmonic_mean(row) for row in means_RM])
+
+
+def place(name: str) -> tuple[int, int, str]:
+    """Where a metric stands in a report: by kind, the mean over keys before the keys, by name."""
+    kind = next((i for i, start in enumerate(ORDER) if name.startswith(start)), len(ORDER))
+    return kind, name.count("/"), name
+
+
+def is_share(name: str) -> bool:
+    """Is it printed in percent."""
+    parts = name.split("/")
+    return not (parts[0].split("_")[0] in NOT_SHARES or parts[-1] in NOT_SHARES)
+
+
+def headline(summary: Summary) -> dict[str, Interval]:
+    """KnowEdit's columns, of those that there are: of ConvSent and Sanitation their own metrics."""
+    found: dict[str, Interval] = {}
+    for title, names in HEADLINE.items():
+        for name in names:
+            if name in summary:
+                found.setdefault(title, summary[name])
+    return found
+
+
+def table(summary: Summary) -> str:
+    """For a terminal: name, mean and 95% interval (shares in percent), cases."""
+    rows = [("metric", "mean", "95% interval", "cases")]
+    for name, found in summary.items():
+        scale, unit, digits = (100, " %", 1) if is_share(name) else (1, "", 3)
+        mean, low, high = (f"{scale * x:.{digits}f}" for x in found[:3])
+        rows.append((name, mean + unit, f"{low} to {high}", f"{found.n:,}"))
+    wide = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    sides = "<>>>"
+    return "\n".join(
+        "  ".join(f"{c:{s}{w}}" for c, s, w in zip(row, sides, wide, strict=True)) for row in rows
+    )
+
+
+def survey_csv(runs: Iterable[tuple[str, str, Summary]]) -> str:
+    """Of (data, method, summary): the layout of table 4 of A Comprehensive Study of Knowledge
+    Editing, a row for each metric of each dataset and a column for each method, times 100.
+
+    KnowEdit's datasets come in the survey's order, others after them; a metric that no method has
+    got no row, and an empty cell is one that a method has not.
+    """
+    cells: dict[tuple[str, str], dict[str, float]] = {}
+    datasets: dict[str, None] = {}
+    methods: dict[str, None] = {}
+    for data, method, summary in runs:
+        datasets[data] = methods[method] = None
+        for title, found in headline(summary).items():
+            row = cells.setdefault((data, title), {})
+            if method in row:
+                raise ValueError(f"two runs of {method} on {data}; give them different names")
+            row[method] = found.mean
+    order = [
+        *(data for data in DATASETS if data in datasets),
+        *(d for d in datasets if d not in DATASETS),
+    ]
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n").writerow
+    write(["DataSet", "Metric", *methods])
+    for data in order:
+        for title in HEADLINE:
+            if (data, title) in cells:
+                means = cells[data, title]
+                values = [f"{100 * means[m]:.2f}" if m in means else "" for m in methods]
+                write([DATASETS.get(data, data), title, *values])
+    return out.getvalue()
+
+
+def as_json(summary: Summary) -> dict[str, dict[str, float]]:
+    """Plain numbers, the same for the same scores."""
+    return {name: found._asdict() for name, found in summary.items()}
+
+
+def from_json(record: Mapping[str, Mapping[str, float]]) -> dict[str, Interval]:
+    """What `as_json` gave, with the order of reports."""
+    return {
+        name: Interval(r["mean"], r["low"], r["high"], int(r["n"]))
+        for name, r in sorted(record.items(), key=lambda item: place(item[0]))
+    }

@@ -1,0 +1,243 @@
+"""An evaluation as a config: which edits, on which cases, in which order; its records and summary.
+
+The work directory gets config.json, cases.jsonl (records), summary.json, summary.csv, timing.json.
+The same command goes on where a stopped run was, and ends with the same bytes: parts are computed
+whole, and what is recorded is not computed again. A sequence makes its edits again to go on.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxedit import settings
+from jaxedit.checksum import checksum
+from jaxedit.data.asked import edit_cases
+from jaxedit.data.cases import EditCase, Skipped
+from jaxedit.edit.methods import EDITORS, configure, name_of, override
+from jaxedit.edit.presets import MODELS
+from jaxedit.edit.room import room
+from jaxedit.edit.runner import WORLD_TEXT, prepare, resolve
+from jaxedit.edit.stats import Stats, StatsConfig
+from jaxedit.edit.task import EASY
+from jaxedit.evaluate import protocol, records, summary
+from jaxedit.evaluate.ask import Asker
+from jaxedit.evaluate.observe import AskConfig
+from jaxedit.evaluate.protocol import How, Key, Part, Plan
+from jaxedit.evaluate.records import Records
+from jaxedit.models.config import Model
+from jaxedit.progress import Progress, is_first, quiet
+from jaxedit.sharding import ONE_DEVICE, MeshConfig
+
+SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
+REASONS = 20  # of what was left out that the summary tells
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateTask:
+    """What `python -m jaxedit.evaluate` takes."""
+
+    model: str  # a folder, a hub name, a checkpoint, or one that ships
+    data: tuple[str, ...]  # world:SIZE:SEED:COUNT, NAME:PATH of a dataset, or a file; mixed if many
+    editor: Any  # a method's config: RomeConfig, MemitConfig …
+    how: How = "independent"
+    limit: int = 0  # cases of each of the data; 0: all
+    batch: int = 0  # batch: cases that share an edit; sequence: requests of an edit, 0: as many as
+    # the method takes
+    at: tuple[int, ...] = (1, 10, 100, 500, 1000)  # sequence: after how many cases to ask
+    most: int = 100  # sequence: cases that are asked each time; 0: all
+    chunk: int = 64  # independent: cases in one part
+    ask: AskConfig = dataclasses.field(default_factory=AskConfig)
+    stats: StatsConfig = dataclasses.field(default_factory=StatsConfig)
+    moments: str = ""  # a folder with second moments, or a published .npz: instead of `stats`
+    mesh: MeshConfig = ONE_DEVICE
+    dtype: settings.Dtype | None = None  # None: as stored
+    size: int = 0  # requests in one program; 0: as memory allows
+    seed: int = 0
+    workdir: str = "runs/evaluate"
+
+    def __post_init__(self) -> None:
+        name_of(self.editor)
+        if self.chunk < 1 or self.limit < 0 or self.most < 0:
+            raise ValueError(
+                f"chunk={self.chunk} limit={self.limit} most={self.most}: chunk is at least 1, the "
+                "others at least 0"
+            )
+
+
+def for_data(data: str, method: str, model: str = "world", **more: Any) -> EvaluateTask:
+    """A method with the published settings for a model ("NAME-easyedit" for EasyEdit's)."""
+    name, easy = model.removesuffix(EASY), model.endswith(EASY)
+    ours = name in ("world", "world-llama")
+    cfg = configure(method, None, preset=name, protocol="easyedit" if easy else "paper")
+    return EvaluateTask(
+        MODELS[name].hub, (data,), cfg, ask=AskConfig("easyedit" if easy else "paper"),
+        stats=WORLD_TEXT if ours else StatsConfig(), dtype="float32" if ours else None, **more,
+    )  # fmt: skip
+
+
+def read(cfg: EvaluateTask) -> tuple[list[EditCase], list[Skipped]]:
+    """The cases, and the rows that were none. Several sources are mixed, a case of each in turn."""
+    found, skipped = [], []
+    for source in cfg.data:
+        some, without = edit_cases(source, cfg.limit)
+        found.append(some)
+        skipped += without
+    longest = max(map(len, found), default=0)
+    mixed = [cases[i] for i in range(longest) for cases in found if i < len(cases)]
+    if not mixed:
+        raise ValueError(f"data {cfg.data}: no case to evaluate")
+    return mixed, skipped
+
+
+def go(
+    cfg: EvaluateTask,
+    model: Model,
+    stats: Stats | None = None,
+    progress: Progress = quiet,
+    name: str = "",
+) -> dict[str, Any]:
+    """Runs what is left of an evaluation; returns its summary, as summary.json has it."""
+    override(cfg.editor, {}, model.cfg)  # layers that the model has not are told before all else
+    cases, skipped = read(cfg)
+    folder = Path(cfg.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = Clock()
+    kept = Records(folder, digest(cfg, model, cases))
+    keys = all_keys(cfg, len(cases))
+    done = kept.done(keys)
+    if len(done) < len(keys):
+        clock("preparing")
+        plan = plan_of(cfg, model, cases, stats, lambda key: key in done, clock)
+        decode = model.tokenizer.decode
+        count = len(done)
+        for part in parts(cfg, plan):
+            clock("scoring")
+            kept.add(records.of_part(part, cfg.ask.protocol, decode, None))
+            count += sum(key not in done for key in part.keys)
+            progress(count, len(keys))
+    clock("summary")
+    found = summarise(cfg, kept, keys, skipped, name)
+    if is_first():
+        clock.stop()
+        write(folder, found, cfg, clock.spent)
+    return found
+
+
+def plan_of(
+    cfg: EvaluateTask,
+    model: Model,
+    cases: Sequence[EditCase],
+    stats: Stats | None,
+    done: Callable[[Key], bool],
+    clock: Callable[[str], None] = lambda stage: None,
+) -> Plan:
+    if wanted := EDITORS[name_of(cfg.editor)].make(cfg.editor).stats:
+        given = stats if stats is not None else (cfg.moments or cfg.stats)
+        stats = resolve(model, given, wanted)
+    ready = prepare(
+        model, cfg.editor, stats=stats, seed=cfg.seed, size=cfg.size, skip=True,
+        protocol=cfg.ask.protocol,
+    )  # fmt: skip
+    return Plan(ready, Asker(model, room(model)), cases, cfg.ask, cfg.chunk, done, clock)
+
+
+def parts(cfg: EvaluateTask, plan: Plan) -> Iterator[Part]:
+    if cfg.how == "batch":
+        return protocol.batch(plan, cfg.batch)
+    if cfg.how == "sequence":
+        return protocol.sequence(plan, cfg.batch, cfg.at, cfg.most)
+    return {"independent": protocol.independent, "round": protocol.round_trip}[cfg.how](plan)
+
+
+def all_keys(cfg: EvaluateTask, count: int) -> list[Key]:
+    """Every record of the run, in order."""
+    if cfg.how != "sequence":
+        return [Key(0, i) for i in range(count)]
+    return [key for n in protocol.stops(cfg.at, count) for key in protocol.keys_at(n, cfg.most)]
+
+
+def digest(cfg: EvaluateTask, model: Model, cases: Sequence[EditCase]) -> str:
+    """A name for what decides the numbers."""
+    what = dataclasses.asdict(cfg)
+    del what["workdir"]
+    what |= {"method": name_of(cfg.editor), "model": checksum(model.params)}
+    return records.digest(what | {"cases": [dataclasses.asdict(case) for case in cases]})
+
+
+def summarise(
+    cfg: EvaluateTask, kept: Records, keys: Sequence[Key], skipped: Sequence[Skipped], name: str
+) -> dict[str, Any]:
+    found = [kept.found[key] for key in keys if key in kept.found]
+    last = [r for r in found if r.get("at", 0) == keys[-1].at]
+    reasons = [f"{skip.row}: {skip.reason}" for skip in skipped]
+    unasked = [f"{r['id']}: {why}" for r in last for why in r["skipped"]]
+    metrics = summary.summarise([r["scores"] for r in last])
+    out = {
+        "run": kept.digest, "name": name, "method": name_of(cfg.editor), "model": cfg.model,
+        "data": ", ".join(cfg.data), "protocol": cfg.ask.protocol, "how": cfg.how,
+        "cases": len(last), "failed": sum(bool(r["failed"]) for r in last),
+        "skipped": {
+            "rows": sum(skip.whole for skip in skipped), "probes": len(unasked),
+            "reasons": [*reasons, *unasked][:REASONS],
+        },
+        "metrics": {k: v._asdict() for k, v in metrics.items()},
+    }  # fmt: skip
+    if cfg.how == "sequence":
+        out |= over_time(found)
+    return out
+
+
+def over_time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the metrics go with the number of edits, and the matrix of what was forgotten."""
+    by: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for r in found:
+        by.setdefault(r["at"], {})[r["place"]] = r["scores"]
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for edits, scores in by.items():
+        for metric, interval in summary.summarise(list(scores.values())).items():
+            curves.setdefault(metric, []).append({"edits": edits, **interval._asdict()})
+    columns = sorted({place for scores in by.values() for place in scores})
+    name = next(iter(n for n in ("edit_success/exact", "edit_success/token") if n in curves), "")
+    matrix = [[by[j].get(i, {}).get(name) for i in columns] for j in by]
+    return {"curves": curves, "forgetting": {
+        "metric": name, "edits": list(by), "cases": columns, "edit_success": matrix}}  # fmt: skip
+
+
+def write(
+    folder: Path, found: Mapping[str, Any], cfg: EvaluateTask, spent: Mapping[str, float]
+) -> None:
+    whole(folder / SUMMARY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    intervals = {k: summary.Interval(**v) for k, v in found["metrics"].items()}
+    source = " + ".join(s.partition(":")[0] for s in cfg.data)
+    whole(folder / TABLE, summary.survey_csv([(source, found["method"], intervals)]))
+    before = json.loads((folder / TIMING).read_text()) if (folder / TIMING).exists() else {}
+    total = {k: round(before.get(k, 0) + spent.get(k, 0), 3) for k in {**before, **spent}}
+    whole(folder / TIMING, json.dumps(total) + "\n")
+
+
+def whole(file: Path, text: str) -> None:
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    os.replace(part, file)
+
+
+class Clock:
+    """Seconds by stage: called when one begins."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self.stage, self.since = "", time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        self.stop()
+        self.stage = stage
+
+    def stop(self) -> None:
+        now = time.monotonic()
+        if self.stage:
+            self.spent[self.stage] = self.spent.get(self.stage, 0.0) + now - self.since
+        self.stage, self.since = "", now
