@@ -38,6 +38,7 @@ def rome(row: Any, reasons: list[str]) -> EditCase:
         probes.add("portability/subject_aliasing", prompt, target)
     probes.one_hop(row)
     info = {"relation": optional(rewrite, "relation_id")}
+    info |= {"target_id": optional(rewrite["target_new"], "id")}
     return EditCase(number(row, "case_id"), (request,), probes.by_key, info)
 
 

@@ -131,41 +131,58 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The percentile interval of the mean of [N] values, over resampled cases.
+    """The mean of [N] values, one a case, and its percentile interval over resampled cases.
 
-    Of [N, M] values it takes the means of the columns, each over the cases that have it (the others
-    hold NaN), and `combine` makes [R, M] means into R numbers; the columns are resampled together,
-    so that what they share in a case counts. The same values and seed give the same interval. One
-    case cannot say how much cases differ: its interval is its value.
+    Of [N, M] values it takes the means of the columns (`resampled_means`), and `combine` makes
+    [R, M] of them into R numbers. The same values and seed give the same interval. One case cannot
+    say how much cases differ: its interval is its value.
     """
-    values = np.asarray(values_NM, np.float64)
-    values = values[:, None] if values.ndim == 1 else values
-    if values.shape[1] != 1 and combine is None:
-        raise ValueError(f"values {values.shape}: several columns need `combine`")
-    there = ~np.isnan(values)
-    if not values.size or not there.any(0).all():
-        raise ValueError("no values to take the mean of")
-    combine = combine or (lambda means: means[:, 0])
-    N, M = values.shape
-    filled, least, most = np.where(there, values, 0.0), np.nanmin(values, 0), np.nanmax(values, 0)
+    values_NM = np.asarray(values_NM, np.float64)
+    values_NM = values_NM[:, None] if values_NM.ndim == 1 else values_NM
+    if values_NM.shape[1] != 1 and combine is None:
+        raise ValueError(f"values {values_NM.shape}: several columns need `combine`")
+    combine = combine or (lambda means_RM: means_RM[:, 0])
+    mean = float(combine(column_means(values_NM))[0])
+    drawn_RM = resampled_means(values_NM, resamples, seed)
+    drawn_R = combine(drawn_RM[~np.isnan(drawn_RM).any(1)])
+    return interval(mean, drawn_R, int((~np.isnan(values_NM)).sum(0).min()), level)
 
-    def means(rows: np.ndarray | slice) -> np.ndarray:
-        """[R, M], NaN where none of the rows has the column."""
-        sums, counts = filled[rows].sum(-2), there[rows].sum(-2)
-        found = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-        return np.clip(found, least, most)  # or equal values have a mean beside themselves
 
-    rng = np.random.default_rng(seed)
-    at_once = max(1, CELLS // (N * M))
-    drawn = [
-        means(rng.integers(N, size=(min(at_once, resamples - at), N)))
-        for at in range(0, resamples, at_once)
-    ]
-    found = np.concatenate(drawn)
-    found = combine(found[~np.isnan(found).any(1)])
-    mean = float(combine(means(slice(None))[None])[0])
+def interval(mean: float, resampled_R: np.ndarray, n: int, level: float = 0.95) -> Interval:
+    """Between the percentiles of what resampled cases give; those that give NaN do not count."""
     tail = 100 * (1 - level) / 2
-    low, high = (
-        (float(x) for x in np.percentile(found, [tail, 100 - tail])) if N > 1 else (mean,) * 2
-    )
-    return Interval(mean, low, high, int(there.sum(0).min()))
+    low, high = np.nanpercentile(resampled_R, [tail, 100 - tail])
+    return Interval(mean, float(low), float(high), n)
+
+
+def resampled_means(values_NM: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """The means of M columns over each choice of N cases, with repetition, [R, M].
+
+    A mean is over the cases that have the column, those without it hold NaN. A choice is the same
+    for all columns, so that what they share in a case is not lost when they are combined.
+    """
+    N = len(values_NM)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, CELLS // max(N, 1))
+    means = []
+    for at in range(0, resamples, at_once):
+        R = min(at_once, resamples - at)
+        rows_RN = rng.integers(N, size=(R, N)) + N * np.arange(R)[:, None]
+        times_RN = np.bincount(rows_RN.ravel(), minlength=R * N).reshape(R, N)
+        means.append(column_means(values_NM, times_RN.astype(np.float64)))
+    return np.concatenate(means)
+
+
+def column_means(values_NM: np.ndarray, times_RN: np.ndarray | None = None) -> np.ndarray:
+    """The means of columns with each case taken so many times (once), over the cases that have the
+    column, [R, M]; NaN where none of those taken has it.
+    """
+    there_NM = ~np.isnan(values_NM)
+    if not values_NM.size or not there_NM.any(0).all():
+        raise ValueError("no values to take the mean of")
+    times_RN = np.ones((1, len(values_NM))) if times_RN is None else times_RN
+    sums_RM = times_RN @ np.where(there_NM, values_NM, 0.0)
+    counts_RM = times_RN @ there_NM.astype(np.float64)
+    found_RM = np.divide(sums_RM, counts_RM, out=np.full_like(sums_RM, np.nan), where=counts_RM > 0)
+    # or the mean of equal values would be beside them
+    return np.clip(found_RM, np.nanmin(values_NM, 0), np.nanmax(values_NM, 0))

@@ -15,8 +15,9 @@ from jaxedit.models.generate import Sampling
 
 Protocol = Literal["paper", "easyedit"]
 NOWHERE = (-1, -1)
-# Where the new and the former answer are compared. At the last three the former one is right.
-COMPARED = (EDIT, "rephrase", "attribute", "locality/neighborhood", "locality/distracting")
+# Beside the requests, where the new and the former answer are compared.
+CHANGED = ("rephrase", "attribute")  # the new one is right
+NEIGHBORS = ("locality/neighborhood", "locality/distracting")  # the former one is
 CONTINUED = Sampling(top_k=5)  # how fluency is sampled in ROME, MEMIT and EasyEdit
 
 
@@ -115,12 +116,12 @@ def questions(case: EditCase) -> Iterator[tuple[str, Probe]]:
 
 def item(rows: Rows, i: int, edit: int, case: EditCase, key: str, probe: Probe) -> Item:
     answers = probe.answers
-    if rows.protocol == "easyedit":
+    if rows.protocol == "easyedit" and "sentiment" not in case.info:
         answers = tuple(names[:1] for names in answers[:1])
     add = lambda name: rows.add(edit, probe.prompt, name)
     new = true = None
-    if key in COMPARED and (request := meant(case, key, probe)):
-        new, true = add(request.target), add(request.ground_truth[0])
+    if found := rivals(case, key, probe):
+        new, true = map(add, found)
     against: tuple[int, ...] = ()
     if "sentiment" in case.info and key == "rephrase":
         other = "negative" if case.info["sentiment"] == "positive" else "positive"
@@ -129,13 +130,24 @@ def item(rows: Rows, i: int, edit: int, case: EditCase, key: str, probe: Probe) 
                 new, true, against)  # fmt: skip
 
 
-def meant(case: EditCase, key: str, probe: Probe):
-    """The request whose new and former answer are compared after this prompt, if there is one."""
+def rivals(case: EditCase, key: str, probe: Probe) -> tuple[str, str] | None:
+    """The new and the former answer, where they are to be compared after this prompt.
+
+    A neighbour's own answer is the former one; where it has the new one, there is no comparison,
+    nor where the former answer stays right beside the new one, as that of a relation with many.
+    """
+    stays = {n for probe in case.probes.get("locality/forgetfulness", ()) for n in probe.names}
     for request in case.requests:
-        if request.ground_truth and (
-            request.text == probe.prompt if key == EDIT else len(case.requests) == 1
-        ):
-            return request
+        if key not in NEIGHBORS and stays & set(request.ground_truth):
+            continue
+        if key == EDIT and request.text == probe.prompt and request.ground_truth:
+            return request.target, request.ground_truth[0]
+        if len(case.requests) > 1:
+            continue
+        if key in NEIGHBORS and probe.names and request.target not in probe.names:
+            return request.target, probe.names[0]
+        if key in CHANGED and request.ground_truth:
+            return request.target, request.ground_truth[0]
     return None
 
 

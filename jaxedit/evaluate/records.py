@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxedit.data.cases import EditCase
 from jaxedit.edit.record import Edit
 from jaxedit.evaluate import metrics, scores
 from jaxedit.evaluate.protocol import Key, Part
 from jaxedit.evaluate.seen import Asked, Forced, Observed, Seen
+from jaxedit.evaluate.texts import References
 from jaxedit.progress import is_first
 
 FILE = "cases.jsonl"
@@ -99,31 +101,40 @@ def digest(what: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
 
-def of_part(part: Part, protocol: scores.Protocol, decode: Any, references: Any) -> list[dict]:
-    """A record for every case of a part."""
-    own = part.scores or ({},) * len(part.keys)
-    return [
-        record(key, seen, edit, more, protocol, decode, references)
-        for key, seen, edit, more in zip(part.keys, part.seen, part.edits, own, strict=True)
-    ]
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """What turns observations into records."""
+
+    tokenizer: Any
+    protocol: scores.Protocol
+    references: Callable[[EditCase], References | None]  # texts that a case's are to be like
+
+    def part(self, part: Part) -> list[dict[str, Any]]:
+        """A record for every case of a part."""
+        own = part.scores or ({},) * len(part.keys)
+        return [
+            record(key, seen, edit, self.score(seen) | more, self)
+            for key, seen, edit, more in zip(part.keys, part.seen, part.edits, own, strict=True)
+        ]
+
+    def score(self, seen: Observed) -> dict[str, float]:
+        return scores.score(
+            seen, self.protocol, references=self.references(seen.case), tokenise=self.tokens
+        )
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def record(
-    key: Key,
-    seen: Observed,
-    edit: Edit,
-    more: Mapping[str, float],
-    protocol: scores.Protocol,
-    decode: Any,
-    references: Any,
+    key: Key, seen: Observed, edit: Edit, found: Mapping[str, float], writer: Writer
 ) -> dict[str, Any]:
     case = seen.case
-    texts = references(case) if references else None
-    found = scores.score(seen, protocol, references=texts) | dict(more)
     lost = [name for name, value in found.items() if not math.isfinite(value)]
     result = edit.provenance.get("result") or {}
     numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
-    probes = [probe(asked, decode) for asked in seen.asked]
+    in_text = bool(seen.of("forget", "retain"))  # Sanitation compares what is said freely
+    probes = [probe(asked, in_text, writer) for asked in seen.asked]
     pairs = zip(seen.beginnings, seen.continued, strict=True)
     return {
         "place": key.place, **({"at": key.at} if key.at else {}), "id": case.id,
@@ -136,22 +147,23 @@ def record(
     }  # fmt: skip
 
 
-def probe(asked: Asked, decode: Any) -> dict[str, Any]:
+def probe(asked: Asked, in_text: bool, writer: Writer) -> dict[str, Any]:
     p = asked.probe
     more = {"group": p.group, "rule": p.rule} if p.group else {}
     known = {"known": list(asked.known)} if asked.known else {}
     kl = asked.kl if asked.kl is not None and math.isfinite(asked.kl) else None
     return {
         "key": asked.key, "prompt": p.prompt, "answers": [list(names) for names in p.answers],
-        **more, **known, "before": side(asked.before, decode), "after": side(asked.after, decode),
-        "agreement": scores.kept(asked), "kl": kl, "right": scores.right(asked),
+        **more, **known, "before": side(asked.before, writer), "after": side(asked.after, writer),
+        "agreement": scores.kept(asked, in_text, writer.tokens), "kl": kl,
+        "right": scores.right(asked, in_text, writer.tokens),
     }  # fmt: skip
 
 
-def side(seen: Seen, decode: Any) -> dict[str, Any]:
+def side(seen: Seen, writer: Writer) -> dict[str, Any]:
     """One model's answers: what it says in the place of the first one, and freely."""
     first = seen.answers[0][0] if seen.answers else None
-    said = None if first is None else decode(list(first.said))
+    said = None if first is None else writer.tokenizer.decode(list(first.said))
     out = {"said": said, "text": seen.text, "token": scores.token(seen),
            "exact": scores.exact(seen), "logp": None if first is None else mean(first)}  # fmt: skip
     if seen.new is not None and seen.true is not None:

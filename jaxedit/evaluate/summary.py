@@ -14,7 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jaxedit.evaluate.metrics import Interval, bootstrap, harmonic_mean
+from jaxedit.evaluate.metrics import (
+    Interval,
+    column_means,
+    harmonic_mean,
+    interval,
+    resampled_means,
+)
 
 Summary = Mapping[str, Interval]
 ORDER = (
@@ -54,26 +60,29 @@ def summarise(
     With CounterFact's three successes there is also its score, the harmonic mean of their means;
     its interval resamples whole cases, as the three go together.
     """
-    found: dict[str, Interval] = {}
-    for name in sorted({name for case in scores for name in case}, key=place):
-        values = column(scores, name)
-        found[name] = bootstrap(values[~np.isnan(values)], resamples=resamples, seed=seed)
-    if all(name in found for name in SCORED):
-        columns = np.stack([column(scores, name) for name in SCORED], 1)
-        found[SCORE] = bootstrap(columns, harmonic_means, resamples=resamples, seed=seed)
-    return dict(sorted(found.items(), key=lambda item: place(item[0])))
-
-
-def column(scores: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
-    """A metric by case, NaN where a case does not have it."""
+    names = sorted({name for case in scores for name in case}, key=place)
+    if not names:
+        return {}
+    values_NM = np.array([[case.get(name, math.nan) for name in names] for case in scores])
     for i, case in enumerate(scores):
-        if not math.isfinite(value := case.get(name, 0.0)):
-            raise ValueError(f"{name} of case {i} is {value}; leave out what cannot be computed")
-    return np.array([case.get(name, math.nan) for case in scores], np.float64)
-
-
-def harmonic_means(means_RM: np.ndarray) -> np.ndarray:
-    return np.array([harmonic_mean(row) for row in means_RM])
+        for name, value in case.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} of case {i} is {value}; leave out what is not known")
+    means_M = column_means(values_NM)[0]
+    drawn_RM = resampled_means(values_NM, resamples, seed)
+    counts_M = (~np.isnan(values_NM)).sum(0)
+    found = {
+        name: interval(float(means_M[m]), drawn_RM[:, m], int(counts_M[m]))
+        for m, name in enumerate(names)
+    }
+    if all(name in found for name in SCORED):
+        three = [names.index(name) for name in SCORED]
+        drawn_RM = drawn_RM[:, three]
+        drawn_RM = drawn_RM[~np.isnan(drawn_RM).any(1)]
+        drawn_R = np.array([harmonic_mean(row) for row in drawn_RM])
+        mean, n = harmonic_mean(means_M[three]), int(counts_M[three].min())
+        found[SCORE] = interval(mean, drawn_R, n)
+    return dict(sorted(found.items(), key=lambda item: place(item[0])))
 
 
 def place(name: str) -> tuple[int, int, str]:

@@ -28,6 +28,7 @@ from jaxedit.evaluate.ask import Asker
 from jaxedit.evaluate.observe import AskConfig
 from jaxedit.evaluate.protocol import How, Key, Part, Plan
 from jaxedit.evaluate.records import Records
+from jaxedit.evaluate.references import of_sources
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, is_first, quiet
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
@@ -53,6 +54,8 @@ class EvaluateTask:
     ask: AskConfig = dataclasses.field(default_factory=AskConfig)
     stats: StatsConfig = dataclasses.field(default_factory=StatsConfig)
     moments: str = ""  # a folder with second moments, or a published .npz: instead of `stats`
+    references: str = ""  # a folder with CounterFact's attribute_snippets.json, for consistency;
+    # a world has references of its own
     mesh: MeshConfig = ONE_DEVICE
     dtype: settings.Dtype | None = None  # None: as stored
     size: int = 0  # requests in one program; 0: as memory allows
@@ -112,11 +115,13 @@ def go(
     if len(done) < len(keys):
         clock("preparing")
         plan = plan_of(cfg, model, cases, stats, lambda key: key in done, clock)
-        decode = model.tokenizer.decode
+        writer = records.Writer(
+            model.tokenizer, cfg.ask.protocol, of_sources(cfg.data, cfg.references)
+        )
         count = len(done)
         for part in parts(cfg, plan):
             clock("scoring")
-            kept.add(records.of_part(part, cfg.ask.protocol, decode, None))
+            kept.add(writer.part(part))
             count += sum(key not in done for key in part.keys)
             progress(count, len(keys))
     clock("summary")
