@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     from jaxedit.evaluate import summary
     from jaxedit.evaluate.task import EvaluateTask, go
     from jaxedit.hf.load import load
+    from jaxedit.report import run as page
 
     cfg = cli.parse("evaluate", argv)
     if not isinstance(cfg, EvaluateTask):
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
         print(f"{found['cases']:,} cases, {found['failed']:,} without an edit; left out: "
               f"{left['rows']:,} rows, {left['probes']:,} probes")  # fmt: skip
         print("\n".join(f"  {reason}" for reason in left["reasons"][:5]))
-        print(cfg.workdir)
+        print(page.write(cfg.workdir))
     return 0
 
 

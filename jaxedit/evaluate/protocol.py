@@ -46,6 +46,7 @@ class Part:
     seen: tuple[Observed, ...]
     edits: tuple[Edit, ...]  # of each case
     scores: tuple[dict[str, float], ...] = ()  # of the protocol itself, beside those of the answers
+    made: tuple[Edit, ...] = ()  # sequence: every edit so far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,8 @@ def sequence(plan: Plan, size: int, at: Sequence[int], most: int) -> Iterator[Pa
             cases = [k.place for k in keys]
             first = [ends[i] - len(plan.cases[i].requests) for i in cases]
             edits = [own_failure(own[n], plan.cases[i]) for i, n in zip(cases, first, strict=True)]
-            yield Part(keys, plan.observe(cases, [now], [0] * len(keys)), tuple(edits))
+            seen = plan.observe(cases, [now], [0] * len(keys))
+            yield Part(keys, seen, tuple(edits), made=tuple(made))
             plan.clock("editing")
         if not wanted:
             return

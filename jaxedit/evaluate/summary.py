@@ -11,6 +11,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -105,6 +106,22 @@ def headline(summary: Summary) -> dict[str, Interval]:
             if name in summary:
                 found.setdefault(title, summary[name])
     return found
+
+
+def over_time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the metrics go with the number of edits, and the matrix of what was forgotten."""
+    by: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for r in found:
+        by.setdefault(r["at"], {})[r["place"]] = r["scores"]
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for edits, scores in by.items():
+        for metric, level in summarise(list(scores.values())).items():
+            curves.setdefault(metric, []).append({"edits": edits, **level._asdict()})
+    columns = sorted({place for scores in by.values() for place in scores})
+    name = next(iter(n for n in ("edit_success/exact", "edit_success/token") if n in curves), "")
+    matrix = [[by[j].get(i, {}).get(name) for i in columns] for j in by]
+    return {"curves": curves, "forgetting": {
+        "metric": name, "edits": list(by), "cases": columns, "edit_success": matrix}}  # fmt: skip
 
 
 def table(summary: Summary) -> str:

@@ -1,7 +1,7 @@
 """An evaluation as a config: which edits, on which cases, in which order; its records and summary.
 
-The work directory gets config.json, cases.jsonl (records), summary.json, summary.csv, timing.json.
-The same command goes on where a stopped run was, and ends with the same bytes: parts are computed
+The work directory gets config.json, cases.jsonl (records), summary.json, summary.csv,
+analysis.json, timing.json. The same command goes on where a stopped run was, and ends with the same bytes: parts are computed
 whole, and what is recorded is not computed again. A sequence makes its edits again to go on.
 """
 
@@ -13,18 +13,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from jaxedit import settings
 from jaxedit.checksum import checksum
 from jaxedit.data.asked import edit_cases
 from jaxedit.data.cases import EditCase, Skipped
 from jaxedit.edit.methods import EDITORS, configure, name_of, override
 from jaxedit.edit.presets import MODELS
+from jaxedit.edit.record import Edit
 from jaxedit.edit.room import room
 from jaxedit.edit.runner import WORLD_TEXT, prepare, resolve
 from jaxedit.edit.stats import Stats, StatsConfig
 from jaxedit.edit.task import EASY
 from jaxedit.evaluate import protocol, records, summary
 from jaxedit.evaluate.ask import Asker
+from jaxedit.evaluate.findings import findings, of_sequence
 from jaxedit.evaluate.observe import AskConfig
 from jaxedit.evaluate.protocol import How, Key, Part, Plan
 from jaxedit.evaluate.records import Records
@@ -34,6 +40,7 @@ from jaxedit.progress import Progress, is_first, quiet
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
 
 SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
+ANALYSIS = "analysis.json"
 REASONS = 20  # of what was left out that the summary tells
 
 
@@ -50,6 +57,7 @@ class EvaluateTask:
     # the method takes
     at: tuple[int, ...] = (1, 10, 100, 500, 1000)  # sequence: after how many cases to ask
     most: int = 100  # sequence: cases that are asked each time; 0: all
+    analyse: int = 16  # edits whose change of the weights is looked at; of a sequence all, if any
     chunk: int = 64  # independent: cases in one part
     ask: AskConfig = dataclasses.field(default_factory=AskConfig)
     stats: StatsConfig = dataclasses.field(default_factory=StatsConfig)
@@ -112,24 +120,69 @@ def go(
     kept = Records(folder, digest(cfg, model, cases))
     keys = all_keys(cfg, len(cases))
     done = kept.done(keys)
-    if len(done) < len(keys):
+    to_analyse = agreed(cfg.analyse > 0 and not is_analysed(folder, kept.digest))
+    if len(done) < len(keys) or to_analyse:
         clock("preparing")
         plan = plan_of(cfg, model, cases, stats, lambda key: key in done, clock)
         writer = records.Writer(
             model.tokenizer, cfg.ask.protocol, of_sources(cfg.data, cfg.references)
         )
-        count = len(done)
+        count, made, sequence = len(done), dict[int, Edit](), tuple[Edit, ...]()
         for part in parts(cfg, plan):
             clock("scoring")
             kept.add(writer.part(part))
+            made |= dict(zip((k.place for k in part.keys), part.edits, strict=True))
+            sequence = part.made
             count += sum(key not in done for key in part.keys)
             progress(count, len(keys))
+        if to_analyse:
+            clock("analysis")
+            there = [kept.found[k] for k in keys if k in kept.found]
+            found = analysis(cfg, plan, there, made, sequence)
+            if is_first():
+                whole(folder / ANALYSIS, json.dumps({"run": kept.digest, **found}) + "\n")
     clock("summary")
-    found = summarise(cfg, kept, keys, skipped, name)
+    told = summarise(cfg, kept, keys, skipped, name)
     if is_first():
         clock.stop()
-        write(folder, found, cfg, clock.spent)
-    return found
+        write(folder, told, cfg, clock.spent)
+    return told
+
+
+def analysis(
+    cfg: EvaluateTask,
+    plan: Plan,
+    found: Sequence[Mapping[str, Any]],
+    made: Mapping[int, Edit],
+    sequence: Sequence[Edit],
+) -> dict[str, Any]:
+    """Of the first edits, or of a whole sequence; they are made again where an earlier start of
+    this run made them.
+    """
+    model, ready = plan.ready.model, plan.ready
+    last = [r for r in found if r.get("at", 0) == found[-1].get("at", 0)]
+    if cfg.how == "sequence":
+        requests = [r for case in plan.cases for r in case.requests]
+        edits = sequence or [e for _, e in ready.sequence(requests, cfg.batch)]
+        return of_sequence(model, last, edits)
+    if cfg.how != "independent":
+        return findings(model, last, (), ())
+    some = plan.cases[: cfg.analyse]
+    if all(i in made for i in range(len(some))):
+        return findings(model, last, some, [made[i] for i in range(len(some))])
+    return findings(model, last, some, protocol.own_edits(ready, some))
+
+
+def is_analysed(folder: Path, name: str) -> bool:
+    file = folder / ANALYSIS
+    return file.exists() and json.loads(file.read_text()).get("run") == name
+
+
+def agreed(answer: bool) -> bool:
+    """The first process's answer, on every host of a job."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(answer)))
 
 
 def plan_of(
@@ -192,24 +245,8 @@ def summarise(
         "metrics": {k: v._asdict() for k, v in metrics.items()},
     }  # fmt: skip
     if cfg.how == "sequence":
-        out |= over_time(found)
+        out |= summary.over_time(found)
     return out
-
-
-def over_time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the metrics go with the number of edits, and the matrix of what was forgotten."""
-    by: dict[int, dict[int, Mapping[str, Any]]] = {}
-    for r in found:
-        by.setdefault(r["at"], {})[r["place"]] = r["scores"]
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for edits, scores in by.items():
-        for metric, interval in summary.summarise(list(scores.values())).items():
-            curves.setdefault(metric, []).append({"edits": edits, **interval._asdict()})
-    columns = sorted({place for scores in by.values() for place in scores})
-    name = next(iter(n for n in ("edit_success/exact", "edit_success/token") if n in curves), "")
-    matrix = [[by[j].get(i, {}).get(name) for i in columns] for j in by]
-    return {"curves": curves, "forgetting": {
-        "metric": name, "edits": list(by), "cases": columns, "edit_success": matrix}}  # fmt: skip
 
 
 def write(

@@ -1,30 +1,50 @@
 """Pages: one HTML file each, that needs no other."""
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
-
-STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left; }
-.good { color: #0a6b2d; } .bad { color: #b00020; }
-svg { max-width: 100%; height: auto; }
-"""
+from importlib.resources import files
+from pathlib import Path
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """A page of parts that are HTML already."""
+@cache
+def resource(name: str) -> str:
+    """A style or a script that lies beside this file."""
+    return files("jaxedit.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def page(title: str, parts: Sequence[str], *, head: str = "", script: str = "") -> str:
+    """A page of parts that are HTML already. head: what stands in the place of the plain title.
+
+    A page with a script says that this one may run and no other, and that nothing may be loaded:
+    what a model or a dataset says stays text, whatever it contains.
+    """
     body = "\n".join(parts)
+    guard = run = ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        rules = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        guard = f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
+        run = f"<script>{script}</script>\n"
     return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">{guard}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{resource('page.css')}</style></head>\n"
+        f"<body>\n{head or f'<h1>{escape(title)}</h1>'}\n{body}\n{run}</body>\n</html>\n"
     )
 
 
-def paragraph(words: str) -> str:
-    return f"<p>{escape(words)}</p>"
+def write(file: Path, text: str) -> Path:
+    """Characters that no file can hold (half of a pair, as broken data has them) become '?'."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(text.encode("utf-8", "replace"))
+    return file
+
+
+def paragraph(words: str, kind: str = "") -> str:
+    return f"<p{of_class(kind)}>{escape(words)}</p>"
 
 
 def heading(words: str) -> str:
@@ -42,3 +62,56 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[bo
             last = f'<td class="{"good" if marks[i] else "bad"}">{escape(final)}</td>'
         out.append(f"<tr>{line(row, 'td')}{last}</tr>")
     return "<table>\n" + "\n".join(out) + "\n</table>"
+
+
+def header(kicker: str, title: str, places: Mapping[str, str]) -> str:
+    """The top of a long page, with links to its sections: name to id."""
+    links = "".join(f'<a href="#{escape(id)}">{escape(n)}</a>' for n, id in places.items())
+    return (
+        f'<header><p class="kicker">{escape(kicker)}</p><h1>{escape(title)}</h1>'
+        f'<nav aria-label="Sections">{links}</nav></header>'
+    )
+
+
+def section(id: str, title: str, parts: Sequence[str]) -> str:
+    inner = "\n".join(part for part in parts if part)
+    return f'<section id="{escape(id)}">\n<h2>{escape(title)}</h2>\n{inner}\n</section>'
+
+
+def scroll(label: str, inner: str) -> str:
+    """A box that scrolls by itself where what it holds is wider than the page."""
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{inner}</div>'
+    )
+
+
+def figures(pictures: Sequence[str]) -> str:
+    inner = "\n".join(f'<figure tabindex="0">{picture}</figure>' for picture in pictures)
+    return f'<div class="figures">{inner}</div>' if pictures else ""
+
+
+def details(summary: str, parts: Sequence[str], kind: str = "") -> str:
+    inner = "\n".join(parts)
+    return f"<details{of_class(kind)}><summary>{escape(summary)}</summary>\n{inner}\n</details>"
+
+
+def facts(pairs: Mapping[str, str]) -> str:
+    """What is known, name by name; what is empty is left out."""
+    inner = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in pairs.items()
+        if value
+    )
+    return f'<dl class="facts">{inner}</dl>'
+
+
+def listing(items: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+
+
+def code(words: str) -> str:
+    return f'<pre tabindex="0"><code>{escape(words)}</code></pre>'
+
+
+def of_class(kind: str) -> str:
+    return f' class="{escape(kind)}"' if kind else ""

@@ -1,4 +1,8 @@
-"""Pictures as SVG text: no plotting package, and the page that holds one needs no other file."""
+"""Pictures as SVG text: no plotting package, and the page that holds one needs no other file.
+
+A picture follows the reader's preference for light or dark. What it is to be read without is in its
+attributes, so that a program that knows no CSS draws the light one.
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,7 +10,22 @@ from html import escape
 import numpy as np
 
 CELL, LINE, FONT = 30, 16, 12  # pixels
-LOW, HIGH = (247, 251, 255), (8, 81, 156)  # the colours of the least and the most
+LOW, HIGH = (247, 251, 255), (8, 81, 156)  # the colours of the least and the most, on white
+NIGHT = (28, 37, 48), (143, 199, 255)  # and on black
+FAMILY = "system-ui, 'DejaVu Sans', 'Noto Sans', 'Liberation Sans', Helvetica, Arial, sans-serif"
+# of several things in one picture; each is also named beside it or drawn with dashes of its own
+LIGHT = ("#0b5cad", "#b8450b", "#0a7a4b", "#7038c9", "#8a6100", "#b0175f")
+DARK = ("#6cb2ff", "#ff9d5c", "#4fd39a", "#b79bff", "#e3b341", "#ff8ab8")
+INK, FAINT = "#1b1f24", "#e3e8ed"
+STYLE = (
+    "@media (prefers-color-scheme: dark) {"
+    ".plot text { fill: #e4e7eb } .plot .paper { fill: #12151a } .plot .axis { stroke: #2a323b } "
+    ".plot .whisker { stroke: #e4e7eb } .plot .gap { stroke: #232a33 } "
+    ".plot .cell { fill: var(--night) } "
+    + " ".join(f".plot .f{i} {{ fill: {c} }} .plot .l{i} {{ stroke: {c} }}"
+               for i, c in enumerate(DARK))
+    + " }"
+)  # fmt: skip
 
 
 def heatmap(
@@ -16,43 +35,75 @@ def heatmap(
     *,
     title: str,
     unit: str = "",
+    top: float | None = None,
+    cell: int = CELL,
 ) -> str:
-    """values [rows, columns], the first row at the bottom, from zero to the largest."""
+    """values [rows, columns], the first row at the bottom, from zero to `top` or the largest.
+
+    What is not a number is left empty; a column with an empty name has none below it.
+    """
     height, width = values.shape
-    top = max(float(values.max()), 1e-9)
+    known = values[np.isfinite(values)]
+    top = max(float(known.max(initial=0.0)) if top is None else top, 1e-9)
     left = 12 + 8 * max(map(len, rows))
+    turned = 8 * max(map(len, columns)) > cell
     foot = 20 + round(6.5 * max(map(len, columns)))
-    W = left + max(width * CELL + 90, 9 * len(title))  # a bold letter is about nine pixels wide
-    H = 40 + height * CELL + foot
+    W = left + max(width * cell + 90, 9 * len(title))  # a bold letter is about nine pixels wide
+    H = 40 + height * cell + foot
     out = [text(left, 22, title, size=FONT + 2, weight="bold")]
     for i, row in enumerate(rows):
-        y = 40 + (height - 1 - i) * CELL
-        out.append(text(left - 6, y + 19, row, anchor="end"))
+        y = 40 + (height - 1 - i) * cell
+        out.append(text(left - 6, y + cell / 2 + 4, row, anchor="end"))
         for j in range(width):
-            value = float(values[i, j])
+            value, x = float(values[i, j]), left + j * cell
+            place = f'x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}"'
+            if not np.isfinite(value):
+                out.append(f'<rect class="gap" {place} fill="none" stroke="{FAINT}"/>')
+                continue
             told = escape(f"{columns[j].strip()}, {row}: {value:.3f}{unit}")
-            x = left + j * CELL
-            out.append(
-                f'<rect x="{x}" y="{y}" width="{CELL - 1}" height="{CELL - 1}" '
-                f'fill="{colour(value / top)}"><title>{told}</title></rect>'
-            )
-    y = 40 + height * CELL + 12
+            out.append(f"<rect {place} {shade(value / top)}><title>{told}</title></rect>")
+    y = 40 + height * cell + 12
     for j, column in enumerate(columns):
-        x = left + j * CELL + 18
-        out.append(text(x, y, column, anchor="end", turn=-55))
-    x, steps = left + width * CELL + 16, 40
+        if column:
+            middle = left + j * cell + cell / 2
+            if turned:
+                out.append(text(middle + 3, y, column, anchor="end", turn=-55))
+            else:
+                out.append(text(middle, y + 4, column, anchor="middle"))
+    x, steps = left + width * cell + 16, 40
     for i in range(steps):
-        y = 40 + i * height * CELL / steps
-        size = f'width="14" height="{height * CELL / steps + 0.5:.1f}"'
-        out.append(f'<rect x="{x}" y="{y:.1f}" {size} fill="{colour(1 - (i + 0.5) / steps)}"/>')
-    out.append(text(x + 18, 50, f"{top:.2f}{unit}"))
-    out.append(text(x + 18, 40 + height * CELL, f"0{unit}"))
-    return svg(W, H, out)
+        y = 40 + i * height * cell / steps
+        size = f'width="14" height="{height * cell / steps + 0.5:.1f}"'
+        out.append(f'<rect x="{x}" y="{y:.1f}" {size} {shade(1 - (i + 0.5) / steps)}/>')
+    out.append(text(x + 18, 50, f"{top:.3g}{unit}"))
+    out.append(text(x + 18, max(40 + height * cell, 64), f"0{unit}"))
+    return svg(W, H, out, title)
 
 
-def colour(share: float) -> str:
+def bitmap(values: np.ndarray, *, title: str, cell: int = 7, shades: int = 24) -> str:
+    """values [rows, columns] as small cells without names, the first row on top, from zero to the
+    largest: a path for each shade.
+    """
+    top = max(float(np.nanmax(values)), 1e-30)
+    levels = np.nan_to_num(values / top * (shades - 1)).round().astype(int)
+    out = [text(0, 18, title, size=FONT + 2, weight="bold")]
+    for level in np.unique(levels):
+        places = np.argwhere(levels == level)
+        path = "".join(f"M{x * cell} {30 + y * cell}h{cell}v{cell}h-{cell}z" for y, x in places)
+        out.append(f'<path {shade(level / (shades - 1))} d="{path}"/>')
+    height, width = (n * cell for n in values.shape)
+    out.append(text(0, 30 + height + 16, f"largest {top:.3g}"))
+    return svg(max(width, 9 * len(title)), height + 54, out, title)
+
+
+def shade(share: float) -> str:
+    """The attributes of a cell: its colour on white, and on black."""
+    return f'class="cell" fill="{colour(share)}" style="--night:{colour(share, *NIGHT)}"'
+
+
+def colour(share: float, low: Sequence[int] = LOW, high: Sequence[int] = HIGH) -> str:
     share = min(max(share, 0.0), 1.0)
-    mixed = (round(a + (b - a) * share) for a, b in zip(LOW, HIGH, strict=True))
+    mixed = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
     return "#" + "".join(f"{c:02x}" for c in mixed)
 
 
@@ -63,13 +114,16 @@ def text(
     turned = f' transform="rotate({turn} {x:.0f} {y:.0f})"' if turn else ""
     return (
         f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="{size}" '
-        f'font-weight="{weight}"{turned}>{escape(words)}</text>'
+        f'font-weight="{weight}" fill="{INK}"{turned}>{escape(words)}</text>'
     )
 
 
-def svg(width: float, height: float, parts: Sequence[str]) -> str:
+def svg(width: float, height: float, parts: Sequence[str], title: str = "") -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" font-family="sans-serif">\n'
-        f'<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" role="img" '
+        f'aria-label="{escape(title)}" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" font-family="{FAMILY}">\n'
+        f'<style>{STYLE}</style>\n<rect class="paper" width="100%" height="100%" fill="white"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )

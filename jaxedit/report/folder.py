@@ -1,0 +1,130 @@
+"""The folder of an evaluation run, read back: whole, or as far as the run came."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxedit.evaluate import summary
+from jaxedit.report import names
+
+Record = Mapping[str, Any]
+WRITERS = "the work directory of a run of python -m jaxedit.evaluate"
+
+
+class Run(NamedTuple):
+    folder: Path
+    summary: Record  # of the cases so far, where the run has not ended
+    cases: tuple[Record, ...]  # in order; of a sequence, as they are after the most edits
+    finished: bool
+    command: str
+    config: Record
+    timing: Record
+    analysis: Record
+
+    @property
+    def name(self) -> str:
+        """What it was started as, or the folder's name."""
+        return str(self.summary.get("name") or self.folder.resolve().name)
+
+    @property
+    def edits(self) -> int:
+        """After how many edits the cases of a sequence were asked; 0 of other runs."""
+        return self.cases[0].get("at", 0) if self.cases else 0
+
+    def fact(self, key: str) -> str:
+        """A word about the run: from its summary, else from its configuration; "" if unknown."""
+        for place in (self.summary, self.config, mapping(self.config.get("ask"))):
+            if (value := place.get(key)) is not None and not isinstance(value, Mapping):
+                return names.in_words(value)
+        return ""
+
+
+def read(folder: str | Path) -> Run:
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such folder; give {WRITERS}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; give {WRITERS}")
+    summary_file, cases_file = folder / "summary.json", folder / "cases.jsonl"
+    if not summary_file.exists() and not cases_file.exists():
+        raise ValueError(
+            f"{folder} is no run: it has neither summary.json nor cases.jsonl; give {WRITERS}"
+        )
+    found = records(cases_file) if cases_file.exists() else []
+    last = found[-1].get("at", 0) if found else 0
+    settled = whole(folder / "config.json")
+    return Run(
+        folder,
+        whole(summary_file) if summary_file.exists() else summarise(found, last),
+        tuple(r for r in found if r.get("at", 0) == last),
+        summary_file.exists(),
+        str(settled.get("command", "")),
+        mapping(settled.get("config")),
+        whole(folder / "timing.json"),
+        whole(folder / "analysis.json"),
+    )
+
+
+def whole(file: Path) -> Record:
+    """A file of one object; {} where there is none."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} should hold an object, not a {type(found).__name__}")
+    return found
+
+
+def records(file: Path) -> list[Record]:
+    """The records in order; a line that a killed run left half is left out."""
+    found: dict[tuple[int, int], Record] = {}
+    # not splitlines, which also ends a line within a text that has another kind of separator
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if "place" in record:  # the first line says which run it is
+                found[int(record.get("at", 0)), int(record["place"])] = record
+        except (ValueError, TypeError) as error:
+            if number == len(lines):  # a line that was written to its end has another after it
+                break
+            raise ValueError(f"{file}, line {number}, is no record of a case: {error}") from error
+    return [found[key] for key in sorted(found)]
+
+
+def summarise(found: list[Record], last: int) -> Record:
+    """What summary.json would say, if the run ended here."""
+    cases = [r for r in found if r.get("at", 0) == last]
+    metrics = summary.summarise([scores(case) for case in cases])
+    told = {
+        "cases": len(cases),
+        "failed": sum(bool(case.get("failed")) for case in cases),
+        "metrics": summary.as_json(metrics),
+    }
+    if last:
+        told |= summary.over_time(found)
+    return told
+
+
+def scores(case: Record) -> dict[str, float]:
+    """The metrics of a case that are numbers."""
+    found = mapping(case.get("scores"))
+    return {str(name): v for name, x in found.items() if (v := number(x)) is not None}
+
+
+def mapping(value: Any) -> Record:
+    return value if isinstance(value, Mapping) else {}
+
+
+def number(value: Any) -> float | None:
+    """A number that can be drawn, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
