@@ -1,8 +1,9 @@
 """An evaluation as a config: which edits, on which cases, in which order; its records and summary.
 
 The work directory gets config.json, cases.jsonl (records), summary.json, summary.csv,
-analysis.json, timing.json. The same command goes on where a stopped run was, and ends with the same bytes: parts are computed
-whole, and what is recorded is not computed again. A sequence makes its edits again to go on.
+analysis.json, timing.json. The same command goes on where a stopped run was, and ends with the same
+bytes: parts are computed whole, and what is recorded is not computed again. A sequence makes its
+edits again to go on.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Bars and curves with their intervals, as SVG text."""
+"""Bars and curves with their intervals, and bars of parts, as SVG text."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,9 @@ from jaxedit.report.plots import FAINT, FONT, INK, LIGHT, svg, text
 
 WIDTH = 356  # pixels: what a telephone shows without shrinking the letters
 BAR, ROW = 11, 19  # a bar's height, and from one to the next
+STACK = 20  # the height of a bar of parts
 LETTERS = 24  # of a name on the left
+FEW = 12  # places of a curve, each with its name below and a large dot
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4")
 
 
@@ -24,6 +26,14 @@ class Line(NamedTuple):
     name: str
     x: Sequence[float]
     y: Sequence[Interval]
+
+
+class Kind(NamedTuple):
+    """Of the parts of a stack."""
+
+    name: str
+    meaning: str  # a few words
+    colour: int
 
 
 def bars(
@@ -66,12 +76,54 @@ def bar(x: Scale, y: float, value: Interval, k: int, name: str) -> list[str]:
     told = "{}: {:.1f} [{:.1f}, {:.1f}] %".format(name, *(100 * v for v in value[:3]))
     a, b, middle = x(value.low), x(value.high), y + BAR / 2
     return [
-        f'<rect class="f{k % 6}" x="{left:.1f}" y="{y:.1f}" width="{max(right - left, 1):.1f}" '
-        f'height="{BAR}" fill="{LIGHT[k % 6]}" opacity=".8"><title>{escape(told)}</title></rect>',
+        f'<rect {fill(k)} x="{left:.1f}" y="{y:.1f}" width="{max(right - left, 1):.1f}" '
+        f'height="{BAR}" opacity=".8"><title>{escape(told)}</title></rect>',
         f'<path class="whisker" stroke="{INK}" fill="none" d="M{a:.1f} {middle:.1f}H{b:.1f}'
         f'M{a:.1f} {middle - 4:.1f}v8M{b:.1f} {middle - 4:.1f}v8"/>',
         text(WIDTH, y + 10, minus(f"{100 * value.mean:.1f}"), anchor="end"),
     ]
+
+
+def stacks(
+    groups: Sequence[str],
+    kinds: Sequence[Kind],
+    counts: Sequence[Sequence[int]],
+    *,
+    title: str,
+) -> str:
+    """counts [groups][kinds]: what each group is made of, all bars of one length; below them what
+    the kinds mean.
+    """
+    y, out = 30, [text(0, 18, title, size=FONT + 2, weight="bold")]
+    for group, some in zip(groups, counts, strict=True):
+        total, before = max(sum(some), 1), 0
+        out.append(text(0, y + 14, shorten(group, 40), weight="bold"))
+        out.append(text(WIDTH, y + 14, f"{sum(some):,}", anchor="end"))
+        for kind, n in zip(kinds, some, strict=True):
+            left, wide = WIDTH * before / total, WIDTH * n / total
+            before += n
+            if not n:
+                continue
+            told = escape(f"{group}, {kind.name}: {n:,} of {total:,} ({100 * n / total:.1f} %)")
+            out.append(
+                f'<rect {fill(kind.colour)} x="{left:.1f}" y="{y + 20}" '
+                f'width="{max(wide - 1, 0.5):.1f}" height="{STACK}"><title>{told}</title></rect>'
+            )
+            if wide >= 8 * len(f"{n:,}") + 4:
+                middle = left + (wide - 1) / 2
+                out.append(text(middle, y + 34, f"{n:,}", anchor="middle", on=True))
+        y += STACK + 26
+    y += 10
+    side = 22 + round(7.2 * max(len(kind.name) for kind in kinds))
+    for kind in kinds:
+        y += 18
+        out.append(f'<rect {fill(kind.colour)} x="0" y="{y - 10}" width="11" height="11"/>')
+        out += [text(18, y, kind.name), text(side, y, kind.meaning)]
+    return svg(WIDTH, y + 12, out, title)
+
+
+def fill(k: int) -> str:
+    return f'class="f{k % 6}" fill="{LIGHT[k % 6]}"'
 
 
 def curves(
@@ -80,8 +132,10 @@ def curves(
     title: str,
     across: str = "edits",
     shares: bool = False,
+    factors: bool | None = None,
 ) -> str:
-    """The lines over one another, their intervals as bands; x grows by factors if it spans many.
+    """The lines over one another, their intervals as bands. factors: x grows by them; None: if it
+    spans many.
 
     shares: y is told in percent, from 0 to 100, or from -100 if the lines go there.
     """
@@ -90,7 +144,7 @@ def curves(
     first, last = min(xs), max(xs)
     bottom, top = (-1.0 if min(ys) < 0 else 0.0, 1.0) if shares else widen(min(ys), max(ys))
     name = percent if shares else lambda tick: minus(f"{tick:g}")
-    factors = first > 0 and last / first >= 30
+    factors = first > 0 and last / first >= 30 if factors is None else factors
     scale = math.log if factors else float
     left, right, upper, lower = 44, WIDTH - 12, 34, 204
     reach = (scale(last) - scale(first)) or 1.0
@@ -104,7 +158,7 @@ def curves(
         out.append(axis(left, at_y(tick), right, at_y(tick)))
         out.append(text(left - 6, at_y(tick) + 4, name(tick), anchor="end"))
     free = math.inf  # what is left of the axis for names, from the last x to the first
-    for tick in sorted(set(xs), reverse=True):
+    for tick in sorted(named(xs), reverse=True):
         wide = 7 * len(f"{tick:,g}") + 6
         if at_x(tick) + wide / 2 <= free:
             out.append(text(at_x(tick), lower + 16, f"{tick:,g}", anchor="middle"))
@@ -126,15 +180,15 @@ def draw(line: Line, k: int, at_x: Scale, at_y: Scale, unit: int) -> list[str]:
     upper = [(x, at_y(y.high)) for x, y in points]
     lower = [(x, at_y(y.low)) for x, y in reversed(points)]
     out = [
-        f'<path class="f{k % 6}" fill="{LIGHT[k % 6]}" opacity=".1" d="M{join(upper + lower)}Z"/>',
+        f'<path {fill(k)} opacity=".1" d="M{join(upper + lower)}Z"/>',
         f'<path d="M{join([(x, at_y(y.mean)) for x, y in points])}" {stroke(k)}/>',
     ]
     for (x, y), edits in zip(points, line.x, strict=True):
         mean, low, high = (f"{unit * v:.{1 if unit > 1 else 3}f}" for v in y[:3])
         told = f"{line.name}, {edits:,g}: {mean} [{low}, {high}]"
         out.append(
-            f'<circle class="f{k % 6}" cx="{x:.1f}" cy="{at_y(y.mean):.1f}" r="3" '
-            f'fill="{LIGHT[k % 6]}"><title>{escape(told)}</title></circle>'
+            f'<circle {fill(k)} cx="{x:.1f}" cy="{at_y(y.mean):.1f}" '
+            f'r="{3 if len(points) <= FEW else 2}"><title>{escape(told)}</title></circle>'
         )
     return out
 
@@ -142,6 +196,13 @@ def draw(line: Line, k: int, at_x: Scale, at_y: Scale, unit: int) -> list[str]:
 def stroke(k: int) -> str:
     dash = f' stroke-dasharray="{DASHES[k % 6]}"' if DASHES[k % 6] else ""
     return f'class="l{k % 6}" fill="none" stroke="{LIGHT[k % 6]}" stroke-width="2"{dash}'
+
+
+def named(xs: Sequence[float]) -> set[float]:
+    """What is written below the axis: every x, or of many some round ones, the first, the last."""
+    if len(some := set(xs)) <= FEW:
+        return some
+    return {min(some), max(some), *(t for t in ticks(min(some), max(some), 4) if t == int(t))}
 
 
 def axis(x: float, y: float, to_x: float, to_y: float) -> str:

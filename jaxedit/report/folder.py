@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxedit.evaluate import summary
+from jaxedit.evaluate.metrics import Interval
 from jaxedit.report import names
 
 Record = Mapping[str, Any]
@@ -128,3 +129,12 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def interval(metric: Any) -> Interval | None:
+    """A mean with its interval, of no width where none is known."""
+    found = mapping(metric)
+    mean, low, high, n = (number(found.get(key)) for key in Interval._fields)
+    if mean is None:
+        return None
+    return Interval(mean, mean if low is None else low, mean if high is None else high, int(n or 0))

@@ -64,6 +64,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[bo
     return "<table>\n" + "\n".join(out) + "\n</table>"
 
 
+def numbers(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain text: the first column says what the others are, which are on the right."""
+    first, *others = head
+    top = "".join(f'<th scope="col" class="num">{escape(name)}</th>' for name in others)
+    body = []
+    for name, *cells in rows:
+        line = "".join(f'<td class="num">{escape(cell)}</td>' for cell in cells)
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{line}</tr>')
+    return (
+        f'<table class="numbers"><thead><tr><th scope="col">{escape(first)}</th>{top}</tr>'
+        f"</thead>\n<tbody>{chr(10).join(body)}</tbody></table>"
+    )
+
+
 def header(kicker: str, title: str, places: Mapping[str, str]) -> str:
     """The top of a long page, with links to its sections: name to id."""
     links = "".join(f'<a href="#{escape(id)}">{escape(n)}</a>' for n, id in places.items())
@@ -85,9 +99,17 @@ def scroll(label: str, inner: str) -> str:
     )
 
 
-def figures(pictures: Sequence[str]) -> str:
-    inner = "\n".join(f'<figure tabindex="0">{picture}</figure>' for picture in pictures)
-    return f'<div class="figures">{inner}</div>' if pictures else ""
+def figures(pictures: Sequence[str], beside: str = "") -> str:
+    """Pictures, and what stands beside them where there is room."""
+    inner = [f'<figure tabindex="0">{picture}</figure>' for picture in pictures]
+    parts = "\n".join([*inner, *([beside] if beside else [])])
+    return f'<div class="figures">{parts}</div>' if parts else ""
+
+
+def meanings(pairs: Mapping[str, str]) -> str:
+    """Words and what they mean."""
+    inner = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in pairs.items())
+    return f'<dl class="meanings">{inner}</dl>'
 
 
 def details(summary: str, parts: Sequence[str], kind: str = "") -> str:

@@ -1,25 +1,16 @@
 """The pictures of an evaluation run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxedit.evaluate.metrics import Interval
-from jaxedit.report import charts, names, plots
+from jaxedit.report import charts, findings, names, plots
 from jaxedit.report.charts import Line
-from jaxedit.report.folder import Run, mapping, number
+from jaxedit.report.folder import Run, interval, mapping, number
 
-MAPS = 6  # layers of a matrix whose change is drawn in detail
 BINS = 40  # columns of the forgetting matrix that a page has room for
-
-
-def interval(metric: Any) -> Interval | None:
-    found = mapping(metric)
-    mean, low, high, n = (number(found.get(key)) for key in Interval._fields)
-    if mean is None:
-        return None
-    return Interval(mean, mean if low is None else low, mean if high is None else high, int(n or 0))
 
 
 def measured(run: Run) -> dict[str, Interval]:
@@ -37,7 +28,7 @@ def figures(run: Run) -> dict[str, str]:
     drawn |= curves(run)
     if picture := forgetting(run):
         drawn["forgetting"] = picture
-    return drawn | weights(run)
+    return drawn | findings.figures(run)
 
 
 def curves(run: Run) -> dict[str, str]:
@@ -117,43 +108,3 @@ def forgetting(run: Run) -> str:
     # the first checkpoint on top, as one reads
     return plots.heatmap(100 * values[::-1], [name(p) for p in parts], labels[::-1], title=title,
                          top=100.0, unit="%", cell=30 if len(parts) <= 20 else 20)  # fmt: skip
-
-
-def weights(run: Run) -> dict[str, str]:
-    """How much each matrix of each layer changed, and where in it."""
-    found = {str(path): mapping(m) for path, m in mapping(run.analysis.get("weights")).items()
-             if mapping(m).get("layers")}  # fmt: skip
-    drawn = {}
-    layers = sorted({i for m in found.values() for i in m["layers"]}, key=lambda i: (i is None, i))
-    for key, title in (("relative", "‖ΔW‖ / ‖W‖"), ("norm", "‖ΔW‖")):
-        grid = np.full((len(found), len(layers)), np.nan)
-        for row, m in enumerate(found.values()):
-            for layer, value in zip(m["layers"], m.get(key) or (), strict=False):
-                if (v := amount(value)) is not None:
-                    grid[row, layers.index(layer)] = v
-        if np.isfinite(grid).any():
-            heads = ["" if i is None else f"{i}" for i in layers]
-            title += ", mean over edits, by layer"
-            drawn[f"weights-{key}"] = plots.heatmap(grid, heads, list(found), title=title)
-    for path, m in found.items():
-        for layer, pixels in most_changed(m):
-            where = path if layer is None else f"{path}, layer {layer}"
-            drawn[f"weights-map-{path}-{layer}"] = plots.bitmap(pixels, title=f"|ΔW| of {where}")
-    return drawn
-
-
-def amount(value: Any) -> float | None:
-    """A number, or the mean of an interval."""
-    return number(mapping(value).get("mean")) if isinstance(value, Mapping) else number(value)
-
-
-def most_changed(matrix: Mapping[str, Any]) -> list[tuple[Any, np.ndarray]]:
-    """The maps of the layers that change most, inputs from the top down, in order of layers."""
-    found: list[tuple[float, int, Any, np.ndarray]] = []
-    norms = matrix.get("norm") or [0] * len(matrix["layers"])
-    for layer, pixels, norm in zip(matrix["layers"], matrix.get("map") or (), norms, strict=False):
-        grid = np.array(pixels, np.float64) if pixels else np.zeros((0, 0))
-        if grid.ndim == 2 and grid.size:
-            found.append((-(amount(norm) or 0.0), len(found), layer, grid))
-    top = sorted(found, key=lambda x: x[:2])[:MAPS]
-    return [(layer, grid) for _, _, layer, grid in sorted(top, key=lambda x: x[1])]

@@ -19,7 +19,8 @@ DARK = ("#6cb2ff", "#ff9d5c", "#4fd39a", "#b79bff", "#e3b341", "#ff8ab8")
 INK, FAINT = "#1b1f24", "#e3e8ed"
 STYLE = (
     "@media (prefers-color-scheme: dark) {"
-    ".plot text { fill: #e4e7eb } .plot .paper { fill: #12151a } .plot .axis { stroke: #2a323b } "
+    ".plot text { fill: #e4e7eb } .plot text.on { fill: #12151a } .plot .paper { fill: #12151a } "
+    ".plot .axis { stroke: #2a323b } "
     ".plot .whisker { stroke: #e4e7eb } .plot .gap { stroke: #232a33 } "
     ".plot .cell { fill: var(--night) } "
     + " ".join(f".plot .f{i} {{ fill: {c} }} .plot .l{i} {{ stroke: {c} }}"
@@ -109,12 +110,14 @@ def colour(share: float, low: Sequence[int] = LOW, high: Sequence[int] = HIGH) -
 
 def text(
     x: float, y: float, words: str, *, anchor: str = "start", size: int = FONT,
-    weight: str = "normal", turn: int = 0,
+    weight: str = "normal", turn: int = 0, on: bool = False,
 ) -> str:  # fmt: skip
+    """on: it stands on one of the colours, not on the paper."""
     turned = f' transform="rotate({turn} {x:.0f} {y:.0f})"' if turn else ""
+    kind, ink = (' class="on"', "white") if on else ("", INK)
     return (
-        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="{size}" '
-        f'font-weight="{weight}" fill="{INK}"{turned}>{escape(words)}</text>'
+        f'<text{kind} x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="{size}" '
+        f'font-weight="{weight}" fill="{ink}"{turned}>{escape(words)}</text>'
     )
 
 

@@ -1,13 +1,13 @@
 """The page of one evaluation run: what was run, the metrics, the pictures, and every case."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from jaxedit.evaluate.metrics import Interval
 from jaxedit.progress import clock
-from jaxedit.report import cases, folder, html, names, pictures
+from jaxedit.report import cases, findings, folder, html, names, pictures
 from jaxedit.report.folder import Run, mapping, number
 from jaxedit.settings import to_json
 
@@ -23,12 +23,12 @@ def write(workdir: str | Path, out: str | Path | None = None) -> Path:
 def page(run: Run) -> str:
     drawn = pictures.figures(run)
     of = lambda *begin: [svg for name, svg in drawn.items() if name.startswith(begin)]
-    note = "In the maps the inputs of a matrix go down, its outputs across."
-    note = html.paragraph(note, "note") if of("weights-map") else ""
     sections = [
         ("metrics", "Metrics", metrics(run)),
         ("sequence", "As edits accumulate", [html.figures(of("curves", "forgetting"))]),
-        ("weights", "Change of the weights", [note, html.figures(of("weights"))]),
+        ("errors", "Types of error", errors(run, of("errors"))),
+        ("weights", "Change of the weights", weights(run, of("weights"), of("growth"))),
+        ("values", "What changed values say", values(run, of("hits"))),
         ("browser", "Cases", cases.browser(run.cases) if run.cases else []),
         ("left-out", "What was left out", leavings(run)),
         ("setup", "How it was run", setup(run)),
@@ -79,10 +79,6 @@ def metrics(run: Run) -> list[str]:
     if not found:
         return [html.paragraph("No metric was computed.")]
     shown = names.headlines(found)
-    meanings = "".join(
-        f"<dt>{escape(word)}</dt><dd>{escape(what)}</dd>"
-        for word, what in names.meanings(found).items()
-    )
     note = (
         "Means over cases with 95% bootstrap intervals, shares in percent; n is the number of "
         "cases that have the metric. Higher is better, except where ↓ stands."
@@ -92,7 +88,7 @@ def metrics(run: Run) -> list[str]:
         html.paragraph(note, "note"),
         html.scroll("Metrics", table(run, found)),
         html.details(
-            "What the names mean", [f'<dl class="meanings">{meanings}</dl>'], "plain"
+            "What the names mean", [html.meanings(names.meanings(found))], "plain"
         ),
     ]  # fmt: skip
 
@@ -155,6 +151,49 @@ def bar(name: str, value: Interval, before: Interval | None) -> str:
         f'width:{right - left:.2f}%"></i><b style="left:{low:.2f}%;width:{high - low:.2f}%"></b>'
         f"{dots}</span>"
     )
+
+
+def errors(run: Run, drawn: Sequence[str]) -> list[str]:
+    table = findings.errors_table(run.analysis)
+    if not table:
+        return []
+    note = (
+        "Of every answer that the edit should change, what is wrong with it by rules about its "
+        "words: the free continuation, or where none was asked for what is said in the place of "
+        "the answer."
+    )
+    # the picture has no numbers where they do not fit
+    return [html.paragraph(note, "note"), html.figures(drawn, html.scroll("Types", table))]
+
+
+def weights(run: Run, drawn: Sequence[str], grown: Sequence[str]) -> list[str]:
+    sizes, meaning = findings.sizes(run.analysis)
+    parts = [html.figures(drawn, html.scroll("Sizes", sizes) if sizes else "")]
+    if any("|ΔW|" in svg for svg in drawn):
+        note = "In the maps the inputs of a matrix go down, its outputs across."
+        parts.insert(0, html.paragraph(note, "note"))
+    if sizes:
+        parts.append(html.details("What the numbers mean", [html.meanings(meaning)], "plain"))
+    if grown:
+        note = (
+            "ΔW is the sum of all edits so far: how far a matrix has moved, and how large it has "
+            "become."
+        )
+        parts += ["<h3>With every edit</h3>", html.paragraph(note, "note"), html.figures(grown)]
+    if table := findings.overlap_table(run.analysis):
+        note = findings.overlap_note(run.analysis)
+        parts += ["<h3>Do related edits change the same neurons</h3>",
+                  html.paragraph(note, "note"), html.scroll("RSim", table)]  # fmt: skip
+    return [part for part in parts if part]
+
+
+def values(run: Run, drawn: Sequence[str]) -> list[str]:
+    table = findings.hits_table(run.analysis)
+    if not table:
+        return []
+    note = html.paragraph(findings.hits_note(run.analysis), "note")
+    numbers = html.details("The numbers", [html.scroll("Hit@k", table)], "plain")
+    return [note, html.figures(drawn), numbers]
 
 
 def leavings(run: Run) -> list[str]:
