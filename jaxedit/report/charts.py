@@ -13,7 +13,7 @@ WIDTH = 356  # pixels: what a telephone shows without shrinking the letters
 BAR, ROW = 11, 19  # a bar's height, and from one to the next
 STACK = 20  # the height of a bar of parts
 LETTERS = 24  # of a name on the left
-FEW = 12  # places of a curve, each with its name below and a large dot
+FEW = 12  # places of a curve, each with its name below and a dot
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4")
 
 
@@ -140,7 +140,7 @@ def curves(
     shares: y is told in percent, from 0 to 100, or from -100 if the lines go there.
     """
     xs = [x for line in lines for x in line.x]
-    ys = [v for line in lines for y in line.y for v in y]
+    ys = [v for line in lines for y in line.y for v in y[:3]]
     first, last = min(xs), max(xs)
     bottom, top = (-1.0 if min(ys) < 0 else 0.0, 1.0) if shares else widen(min(ys), max(ys))
     name = percent if shares else lambda tick: minus(f"{tick:g}")
@@ -161,7 +161,8 @@ def curves(
     for tick in sorted(named(xs), reverse=True):
         wide = 7 * len(f"{tick:,g}") + 6
         if at_x(tick) + wide / 2 <= free:
-            out.append(text(at_x(tick), lower + 16, f"{tick:,g}", anchor="middle"))
+            inside = min(at_x(tick), WIDTH - wide / 2 + 3)
+            out.append(text(inside, lower + 16, f"{tick:,g}", anchor="middle"))
             free = at_x(tick) - wide / 2
     out.append(text(right, lower + 32, across, anchor="end"))
     for k, line in enumerate(lines):
@@ -183,12 +184,13 @@ def draw(line: Line, k: int, at_x: Scale, at_y: Scale, unit: int) -> list[str]:
         f'<path {fill(k)} opacity=".1" d="M{join(upper + lower)}Z"/>',
         f'<path d="M{join([(x, at_y(y.mean)) for x, y in points])}" {stroke(k)}/>',
     ]
+    faint = "" if len(points) <= FEW else ' opacity="0"'  # to be pointed at, without hiding dashes
     for (x, y), edits in zip(points, line.x, strict=True):
         mean, low, high = (f"{unit * v:.{1 if unit > 1 else 3}f}" for v in y[:3])
-        told = f"{line.name}, {edits:,g}: {mean} [{low}, {high}]"
+        told = f"{line.name}, {edits:,g}: {mean}" + (f" [{low}, {high}]" if y.n > 1 else "")
         out.append(
             f'<circle {fill(k)} cx="{x:.1f}" cy="{at_y(y.mean):.1f}" '
-            f'r="{3 if len(points) <= FEW else 2}"><title>{escape(told)}</title></circle>'
+            f'r="3"{faint}><title>{escape(told)}</title></circle>'
         )
     return out
 

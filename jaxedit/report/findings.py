@@ -4,7 +4,7 @@ tables.
 Whatever is missing or of another form is left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from jaxedit.evaluate.metrics import Interval
 from jaxedit.report import charts, html, names, plots
 from jaxedit.report.charts import Kind, Line
-from jaxedit.report.folder import Record, Run, interval, mapping, number
+from jaxedit.report.folder import Record, Run, interval, items, mapping, number
 
 MAPS = 6  # layers of a matrix whose change is drawn in detail
 POINTS = 48  # of a curve over the edits
@@ -25,10 +25,7 @@ ERRORS = {
     "irrelevant": Kind("irrelevant", "anything else", 1),
     "meaningless": Kind("meaningless", "no words, or the same ones over and over", 5),
 }
-GROWTH = {
-    "relative": "‖ΔW‖ / ‖W‖",
-    "weight": "‖W + ΔW‖ / ‖W‖",
-}
+GROWTH = {"relative": ("‖ΔW‖ / ‖W‖", 0.0), "weight": ("‖W + ΔW‖ / ‖W‖", 1.0)}  # before any edit
 WHEN = {"before": "before the edit", "after": "after the edit", "direction": "what it adds"}
 TOKENS = {"target": "the new answer", "former": "the former answer"}
 THROUGH = {
@@ -41,10 +38,10 @@ SIZES = {  # of a changed matrix: what it is called, and what it means
     "relative": ("‖ΔW‖ / ‖W‖", "the same, of the norm of the matrix"),
     "rank": ("rank", "singular values above what rounding leaves of a zero"),
     "effective_rank": ("effective rank", "exp of the entropy of the singular values' shares"),
-    "carry/entries": ("entries", "the least share of them with 90 % of the squared change; 44 % "
-                                 "where they are random and normal"),
-    "carry/inputs": ("inputs", "the same of rows of the matrix"),
-    "carry/outputs": ("outputs", "the same of its columns"),
+    "carry/entries": ("entries for 90 %", "the least share of them that holds 90 % of the squared "
+                      "change; 44 % where they are random and normal"),
+    "carry/inputs": ("inputs for 90 %", "the same of the rows of the matrix"),
+    "carry/outputs": ("outputs for 90 %", "the same of its columns"),
 }  # fmt: skip
 
 
@@ -61,7 +58,7 @@ def counts(found: Record) -> dict[str, list[int]]:
     """By kind of probe, how many answers are of each of ERRORS."""
     out = {}
     for key, some in mapping(found.get("errors")).items():
-        row = [int(number(mapping(some).get(kind)) or 0) for kind in ERRORS]
+        row = [max(int(number(mapping(some).get(kind)) or 0), 0) for kind in ERRORS]
         if sum(row):
             out[str(key)] = row
     return out
@@ -96,10 +93,10 @@ def weights(found: Record) -> dict[str, str]:
     for key, title in (("relative", "‖ΔW‖ / ‖W‖"), ("norm", "‖ΔW‖")):
         grid = np.full((len(some), len(layers)), np.nan)
         for row, m in enumerate(some.values()):
-            for layer, value in zip(m["layers"], m.get(key) or (), strict=False):
+            for layer, value in zip(m["layers"], items(m.get(key)), strict=False):
                 if (v := amount(value)) is not None:
                     grid[row, layers.index(layer)] = v
-        if np.isfinite(grid).sum() > 1:  # one number needs no picture
+        if grid.size > 1 and np.isfinite(grid).any():  # one number needs no picture
             heads = ["" if i is None else f"{i}" for i in layers]
             title += ", mean over edits, by layer"
             drawn[f"weights-{key}"] = plots.heatmap(grid, heads, list(some), title=title)
@@ -112,7 +109,7 @@ def weights(found: Record) -> dict[str, str]:
 
 def changed(found: Record) -> dict[str, Record]:
     return {str(path): mapping(m) for path, m in mapping(found.get("weights")).items()
-            if mapping(m).get("layers")}  # fmt: skip
+            if items(mapping(m).get("layers"))}  # fmt: skip
 
 
 def place(path: str, layer: Any) -> str:
@@ -127,8 +124,8 @@ def amount(value: Any) -> float | None:
 def most_changed(matrix: Record) -> list[tuple[Any, np.ndarray]]:
     """The maps of the layers that change most, inputs from the top down, in order of layers."""
     found: list[tuple[float, int, Any, np.ndarray]] = []
-    norms = matrix.get("norm") or [0] * len(matrix["layers"])
-    for layer, pixels, norm in zip(matrix["layers"], matrix.get("map") or (), norms, strict=False):
+    norms = items(matrix.get("norm")) or [0] * len(matrix["layers"])
+    for layer, pixels, norm in zip(matrix["layers"], items(matrix.get("map")), norms, strict=False):
         grid = np.array(pixels, np.float64) if pixels else np.zeros((0, 0))
         if grid.ndim == 2 and grid.size:
             found.append((-(amount(norm) or 0.0), len(found), layer, grid))
@@ -136,21 +133,22 @@ def most_changed(matrix: Record) -> list[tuple[Any, np.ndarray]]:
     return [(layer, grid) for _, _, layer, grid in sorted(top, key=lambda x: x[1])]
 
 
-def sizes(found: Record) -> tuple[str, dict[str, str]]:
-    """Of every matrix of every layer the numbers of its change, means over edits; and what they
-    mean.
+def sizes(found: Record) -> tuple[int, str, dict[str, str]]:
+    """A table of so many rows: of every matrix of every layer the numbers of its change, means over
+    edits; and what they mean.
     """
     some = changed(found)
-    have = [key for key in SIZES if any(m.get(key) for m in some.values())]
+    have = [key for key in SIZES if any(items(m.get(key)) for m in some.values())]
     rows = []
     for path, m in some.items():
         for i, layer in enumerate(m["layers"]):
-            values = [amount((m.get(key) or [None] * (i + 1))[i]) for key in have]
+            there = [items(m.get(key))[i : i + 1] for key in have]
+            values = [amount(value[0]) if value else None for value in there]
             rows.append((place(path, layer), *map(size, have, values)))
     if not have:
-        return "", {}
+        return 0, "", {}
     head = ("matrix", *(SIZES[key][0] for key in have))
-    return html.numbers(head, rows), {SIZES[key][0]: SIZES[key][1] for key in have}
+    return len(rows), html.numbers(head, rows), {SIZES[key][0]: SIZES[key][1] for key in have}
 
 
 def size(key: str, value: float | None) -> str:
@@ -164,46 +162,35 @@ def size(key: str, value: float | None) -> str:
 
 def growth(found: Record) -> dict[str, str]:
     some = {str(path): mapping(m) for path, m in mapping(found.get("growth")).items()}
-    lines = {
-        (key, path): grown(path, m, key, alone=len(some) == 1)
-        for key in GROWTH
-        for path, m in some.items()
-    }
     drawn = {}
-    for key, title in GROWTH.items():
-        mine = {path: lines[key, path] for path in some if lines[key, path]}
-        together = [line for each in mine.values() for line in each]
-        if not together:
-            continue
-        if len(together) <= len(charts.DASHES):
-            where = f", {next(iter(mine))}" if len(some) == 1 else ""
-            drawn[f"growth-{key}"] = draw(together, title + where)
-            continue
-        for path, each in mine.items():
-            top = sorted(each, key=lambda line: -abs(line.y[-1].mean - (key == "weight")))
-            kept = [line for line in each if line in top[: len(charts.DASHES)]]
-            more = f", {len(kept)} of {len(each)} layers" if len(kept) < len(each) else ""
-            drawn[f"growth-{key}-{path}"] = draw(kept, f"{title}, {path}{more}")
+    for key, (title, start) in GROWTH.items():
+        lines = {path: each for path, m in some.items() if (each := grown(m, key))}
+        if sum(map(len, lines.values())) <= len(charts.DASHES) and len(lines) > 1:
+            lines = {"": [line._replace(name=f"{path}, {line.name}")
+                          for path, each in lines.items() for line in each]}  # fmt: skip
+        for path, each in lines.items():
+            moved = sorted(each, key=lambda line: -abs(line.y[-1].mean - start))
+            kept = [line for line in each if line in moved[: len(charts.DASHES)]]
+            most = f", {len(kept)} of {len(each)} layers" if len(kept) < len(each) else ""
+            where = f", {path}" if path else ""
+            drawn[f"growth-{key}" + (f"-{path}" if path else "")] = charts.curves(
+                kept, title=title + where + most, factors=False
+            )
     return drawn
 
 
-def draw(lines: Sequence[Line], title: str) -> str:
-    return charts.curves(lines, title=title, factors=False)
-
-
-def grown(path: str, matrix: Record, key: str, *, alone: bool) -> list[Line]:
-    """A curve for every layer, thinned to what a picture can show."""
+def grown(matrix: Record, key: str) -> list[Line]:
+    """A curve for every layer, from before the edits on, thinned to what a picture can show."""
     out = []
-    for layer, values in zip(matrix.get("layers") or (), matrix.get(key) or (), strict=False):
-        points = [
-            (i, v) for i, x in enumerate(values or (), 1) if (v := number(x)) is not None
-        ]  # fmt: skip
-        keep = np.unique(np.linspace(0, len(points) - 1, min(POINTS, len(points))).round())
-        points = [points[int(i)] for i in keep]
-        if points:
-            word = "all of it" if layer is None else f"layer {layer}"
-            out.append(Line(word if alone else place(path, layer), [i for i, _ in points],
-                            [Interval(v, v, v, 1) for _, v in points]))  # fmt: skip
+    for layer, values in zip(items(matrix.get("layers")), items(matrix.get(key)), strict=False):
+        there = [(i, v) for i, x in enumerate(items(values), 1) if (v := number(x)) is not None]
+        if not there:
+            continue
+        points = [(0, GROWTH[key][1]), *there]
+        keep = np.unique(np.linspace(0, len(there), min(POINTS, len(points))).round().astype(int))
+        some = [points[i] for i in keep]
+        name = "all of it" if layer is None else f"layer {layer}"
+        out.append(Line(name, [i for i, _ in some], [Interval(v, v, v, 1) for _, v in some]))
     return out
 
 
@@ -214,11 +201,11 @@ def hits(found: Record) -> dict[str, str]:
     """Hit@k over k, of the new answer and of the former one."""
     drawn = {}
     for token, word in TOKENS.items():
-        lines = []
-        for when, name in WHEN.items():
-            values = at_k(found, token, when)
-            if values:
-                lines.append(Line(name, list(values), list(values.values())))
+        lines = [
+            Line(name, list(values), list(values.values()))
+            for when, name in WHEN.items()
+            if (values := at_k(found, token, when))
+        ]
         if lines:
             title = f"Hit@k of {word}"
             drawn[f"hits-{token}"] = charts.curves(lines, title=title, across="k", shares=True)
@@ -237,25 +224,16 @@ def at_k(found: Record, token: str, when: str) -> dict[int, Interval]:
 
 def hits_table(found: Record) -> str:
     """Means with their intervals: of each k, and the best rank."""
-    columns = [
-        (token, when)
-        for token in TOKENS
-        for when in WHEN
-        if at_k(found, token, when)
-    ]  # fmt: skip
-    if not columns:
-        return ""
-    some = mapping(found["hits"])
-    ranks = {(t, w): interval(mapping(mapping(some[t])[w]).get("rank")) for t, w in columns}
-    ks = sorted({k for t, w in columns for k in at_k(found, t, w)})
+    some = mapping(found.get("hits"))
+    lines = {(t, w): values for t in TOKENS for w in WHEN if (values := at_k(found, t, w))}
+    ks = sorted({k for values in lines.values() for k in values})
     rows = []
-    for k in ks:
-        values = [at_k(found, t, w).get(k) for t, w in columns]
-        rows.append((f"Hit@{k}", *("" if v is None else told(v, 100, 1) for v in values)))
-    if any(ranks.values()):
-        rows.append(("best rank", *("" if v is None else told(v, 1, 0) for v in ranks.values())))
-    head = ("", *(f"{TOKENS[t].removeprefix('the ')}, {WHEN[w]}" for t, w in columns))
-    return html.numbers(head, rows)
+    for (token, when), values in lines.items():
+        cells = [told(v, 100, 1) if (v := values.get(k)) else "" for k in ks]
+        rank = interval(mapping(mapping(some[token])[when]).get("rank"))
+        cells.append(told(rank, 1, 0) if rank else "")
+        rows.append((f"{TOKENS[token].removeprefix('the ')}, {WHEN[when]}", *cells))
+    return html.numbers(("", *(f"Hit@{k}" for k in ks), "best rank"), rows) if rows else ""
 
 
 def told(value: Interval, unit: int, digits: int) -> str:
@@ -270,10 +248,10 @@ def hits_note(found: Record) -> str:
     chance = f"about {int(rows)} k of all tokens" if rows else "about k of all tokens"
     read = f" Rows are read through {through}." if through else ""
     return (
-        f"A row of {some.get('path') or 'the matrix'} is a value that its neuron adds to the "
-        f"residual stream. Of {many} that an edit changes most: is the answer's first token among "
-        f"the k that any of them raises most? By chance {chance} are.{read} Shares of edits in "
-        "percent, with 95% intervals."
+        f"Rows of {some.get('path') or 'the matrix'} are added to the residual stream. Of {many} "
+        "that an edit changes most: is the answer's first token among the k that any of them "
+        f"raises most? By chance {chance} are.{read} Shares of edits in percent, with 95% "
+        "intervals."
     )
 
 

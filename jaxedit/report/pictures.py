@@ -104,7 +104,7 @@ def forgetting(run: Run) -> str:
     name = lambda p: f"{at[p[0]]}" if len(p) == 1 else f"{at[p[0]]}\N{EN DASH}{at[p[-1]]}"
     labels = [f"after {int(n):,}" for n in edits] or [f"{j + 1}" for j in range(len(rows))]
     metric = names.full(str(found.get("metric") or "edit_success"))
-    title = f"{metric}, of the edits from the first to the last, as more are made"
+    title = f"{metric} of every case, as edits accumulate"
     # the first checkpoint on top, as one reads
     return plots.heatmap(100 * values[::-1], [name(p) for p in parts], labels[::-1], title=title,
                          top=100.0, unit="%", cell=30 if len(parts) <= 20 else 20)  # fmt: skip

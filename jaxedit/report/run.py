@@ -12,6 +12,7 @@ from jaxedit.report.folder import Run, mapping, number
 from jaxedit.settings import to_json
 
 REASONS = 100  # of what was left out, on the page
+FEW = 12  # rows of a table that stands open
 
 
 def write(workdir: str | Path, out: str | Path | None = None) -> Path:
@@ -25,9 +26,9 @@ def page(run: Run) -> str:
     of = lambda *begin: [svg for name, svg in drawn.items() if name.startswith(begin)]
     sections = [
         ("metrics", "Metrics", metrics(run)),
-        ("sequence", "As edits accumulate", [html.figures(of("curves", "forgetting"))]),
+        ("sequence", "As edits accumulate", sequence(drawn)),
         ("errors", "Types of error", errors(run, of("errors"))),
-        ("weights", "Change of the weights", weights(run, of("weights"), of("growth"))),
+        ("weights", "Change of the weights", weights(run, drawn)),
         ("values", "What changed values say", values(run, of("hits"))),
         ("browser", "Cases", cases.browser(run.cases) if run.cases else []),
         ("left-out", "What was left out", leavings(run)),
@@ -153,6 +154,20 @@ def bar(name: str, value: Interval, before: Interval | None) -> str:
     )
 
 
+def sequence(drawn: Mapping[str, str]) -> list[str]:
+    """What tells most, and the rest of the curves behind a click."""
+    main = [drawn[name] for name in ("curves", "forgetting") if name in drawn]
+    rest = [svg for name, svg in drawn.items() if name.startswith("curves-")]
+    if not main or not rest:
+        main, rest = main + rest, []
+    note = (
+        "The cases so far, or as many of them as were to be asked, after more and more edits: "
+        "means, and as bands their 95% bootstrap intervals; one case has none."
+    )
+    every = html.details("Curves of every metric", [html.figures(rest)], "plain") if rest else ""
+    return [html.paragraph(note, "note"), html.figures(main), every] if main else []
+
+
 def errors(run: Run, drawn: Sequence[str]) -> list[str]:
     table = findings.errors_table(run.analysis)
     if not table:
@@ -166,20 +181,32 @@ def errors(run: Run, drawn: Sequence[str]) -> list[str]:
     return [html.paragraph(note, "note"), html.figures(drawn, html.scroll("Types", table))]
 
 
-def weights(run: Run, drawn: Sequence[str], grown: Sequence[str]) -> list[str]:
-    sizes, meaning = findings.sizes(run.analysis)
-    parts = [html.figures(drawn, html.scroll("Sizes", sizes) if sizes else "")]
-    if any("|ΔW|" in svg for svg in drawn):
-        note = "In the maps the inputs of a matrix go down, its outputs across."
-        parts.insert(0, html.paragraph(note, "note"))
-    if sizes:
-        parts.append(html.details("What the numbers mean", [html.meanings(meaning)], "plain"))
+def weights(run: Run, drawn: Mapping[str, str]) -> list[str]:
+    of = lambda begin: [svg for name, svg in drawn.items() if name.startswith(begin)]
+    maps, grown = of("weights-map"), of("growth")
+    large = [drawn[name] for name in ("weights-relative", "weights-norm") if name in drawn]
+    rows, sizes, meaning = findings.sizes(run.analysis)
+    words = html.details("What the numbers mean", [html.meanings(meaning)], "plain")
+    table = html.scroll("Sizes", sizes)
+    beside = table if 0 < rows <= FEW else ""
+    below = [html.details("The numbers", [table], "plain")] if rows > FEW else []
+    below += [words] if rows else []
+    note = html.paragraph("In the maps the inputs of a matrix go down, its outputs across.", "note")
+    if large or not maps:
+        parts = [html.figures(large, beside), *below]
+        parts += [note, html.figures(maps)] if maps else []
+    else:
+        parts = [note, html.figures(maps, beside), *below]
     if grown:
         note = (
             "ΔW is the sum of all edits so far: how far a matrix has moved, and how large it has "
             "become."
         )
-        parts += ["<h3>With every edit</h3>", html.paragraph(note, "note"), html.figures(grown)]
+        parts += [
+            "<h3>With every edit</h3>" if any(parts) else "",
+            html.paragraph(note, "note"),
+            html.figures(grown),
+        ]
     if table := findings.overlap_table(run.analysis):
         note = findings.overlap_note(run.analysis)
         parts += ["<h3>Do related edits change the same neurons</h3>",
