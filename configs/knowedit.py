@@ -8,8 +8,7 @@ A preset is DATA-METHOD. DATA is one of world, wiki_recent, wiki_counterfact, zs
 convsent, sanitation, counterfact, zsre-mend, mquake, ripple; METHOD one of `jaxedit edit --help`.
 """
 
-from jaxedit.edit.methods import EDITORS
-from jaxedit.evaluate.task import EvaluateTask, for_data
+from jaxedit.evaluate.task import EvaluateTask, for_data, methods_for
 
 DATA = {
     "world": "world:small:0:200",
@@ -24,11 +23,11 @@ DATA = {
     "mquake": "mquake:data/mquake",
     "ripple": "ripple:data/ripple",
 }
-PRESETS = tuple(f"{data}-{method}" for data in DATA for method in EDITORS)
+model_of = lambda data: "world" if data == "world" else "llama-2-7b"
+PRESETS = tuple(f"{data}-{method}" for data in DATA for method in methods_for(model_of(data)))
 
 
 def config(preset: str = "world-rome") -> EvaluateTask:
     data = max((name for name in DATA if preset.startswith(f"{name}-")), key=len)
     method = preset.removeprefix(f"{data}-")
-    model = "world" if data == "world" else "llama-2-7b"
-    return for_data(DATA[data], method, model, workdir=f"runs/evaluate-{preset}")
+    return for_data(DATA[data], method, model_of(data), workdir=f"runs/evaluate-{preset}")

@@ -9,13 +9,15 @@ import pytest
 from jaxedit import settings
 from jaxedit.edit.methods import EDITORS, name_of
 from jaxedit.edit.task import EditTask
+from jaxedit.evaluate.ability import AbilityTask
+from jaxedit.evaluate.task import EvaluateTask
 from jaxedit.train.loop import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
 ALL = [f"{f}:{preset}" for f in FILES for preset in settings.load(str(f))[1]]
-TRAIN = [spec for spec in ALL if isinstance(settings.load(spec)[0], TrainConfig)]
-EDIT = [spec for spec in ALL if spec not in TRAIN]
+of = lambda kind: [spec for spec in ALL if isinstance(settings.load(spec)[0], kind)]
+TRAIN, EDIT, EVALUATE, ABILITY = map(of, (TrainConfig, EditTask, EvaluateTask, AbilityTask))
 short = lambda spec: Path(spec).name
 
 
@@ -42,6 +44,26 @@ def test_a_preset_of_editing_loads_and_can_be_changed(spec):
     changed = settings.override(cfg, ["limit=3", "mesh.fsdp=2", "stats.text.paths=(a.txt,)"])
     assert (changed.limit, changed.mesh.fsdp, changed.stats.text.paths) == (3, 2, ("a.txt",))
     EDITORS[name_of(cfg.editor)].make(cfg.editor)  # an editor can be made of it
+
+
+@pytest.mark.parametrize("spec", EVALUATE, ids=short)
+def test_a_preset_of_evaluation_loads_and_can_be_changed(spec):
+    cfg, _ = settings.load(spec)
+    changed = settings.override(cfg, ["limit=3", "data=counterfact:a.json", "ask.say=8", "at=1,5"])
+    assert (changed.limit, changed.data, changed.ask.say) == (3, ("counterfact:a.json",), 8)
+    assert changed.at == (1, 5)
+    EDITORS[name_of(cfg.editor)].make(cfg.editor)
+
+
+@pytest.mark.parametrize("spec", ABILITY, ids=short)
+def test_a_preset_of_examination_loads_and_can_be_changed(spec):
+    cfg, _ = settings.load(spec)
+    changed = settings.override(cfg, ["edit=a.safetensors", "ability.sets=(piqa:a,mmlu:b@test)"])
+    assert (changed.edit, changed.ability.sets) == ("a.safetensors", ("piqa:a", "mmlu:b@test"))
+
+
+def test_every_preset_is_of_some_command():
+    assert len(ALL) == sum(map(len, (TRAIN, EDIT, EVALUATE, ABILITY)))
 
 
 def test_every_config_says_how_it_is_run():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxedit import settings
 from jaxedit.data.documents import Source
 from jaxedit.data.exams import Question
 from jaxedit.data.read import read
@@ -18,6 +19,7 @@ from jaxedit.evaluate.perplexity import perplexity
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, quiet
 from jaxedit.settings import suggest
+from jaxedit.sharding import ONE_DEVICE, MeshConfig
 
 REASONS = 5  # why questions were skipped: as many are told
 
@@ -49,6 +51,22 @@ class AbilityConfig:
                 f"shots={self.shots} limit={self.limit} length={self.length} "
                 f"windows={self.windows} size={self.size}: numbers from 0 on, size from 1 on"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class AbilityTask:
+    """What `python -m jaxedit.evaluate` takes to examine a model, before and after an edit."""
+
+    model: str  # a folder, a hub name, a checkpoint, or one that ships
+    edit: str = ""  # a file that Edit.save wrote; "": the model alone
+    ability: AbilityConfig = dataclasses.field(default_factory=AbilityConfig)
+    mesh: MeshConfig = ONE_DEVICE
+    dtype: settings.Dtype | None = None  # None: as stored
+    workdir: str = "runs/ability"
+
+    def __post_init__(self) -> None:
+        if not (self.ability.sets or self.ability.text.paths):
+            raise ValueError("nothing is asked: give ability.sets, ability.text.paths or both")
 
 
 def measure(
@@ -182,3 +200,34 @@ def summarise(before: Sheet, after: Sheet | None = None) -> dict[str, Any]:
 
 def mean(values: Sequence[float]) -> dict[str, float]:
     return bootstrap(np.asarray(values, np.float64))._asdict()
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """For a terminal: what was asked, accuracy or perplexity before and after, how many."""
+    rows = [("", "before", "after", "95% of the change", "of")]
+    for name, one in found.get("exams", {}).items():
+        if "before" not in one:
+            rows.append((name, "", "", "no question with a known answer", "0"))
+        for m in ("acc", "acc_norm"):
+            if "before" in one:
+                rows.append((f"{name} {m}", *cells(one, m, 100, " %"), f"{one['questions']:,}"))
+    if text := found.get("text"):
+        rows.append(("nats per token", *cells(text, "", 1, ""), f"{text['tokens']:,} tokens"))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{c:{'<' if i == 0 else '>'}{w}}" for i, (c, w) in
+                  enumerate(zip(row, wide, strict=True))) for row in rows
+    )  # fmt: skip
+
+
+def cells(one: Mapping[str, Any], measure: str, scale: float, unit: str) -> tuple[str, str, str]:
+    """Before, after, and the interval of the change."""
+    pick = lambda when: one[when][measure] if measure else one[when]["nll"]
+    show = lambda x: f"{scale * x:.{1 if unit else 3}f}{unit}"
+    if "after" not in one:
+        return show(pick("before")["mean"]), "", ""
+    change = pick("change")
+    return (
+        show(pick("before")["mean"]), show(pick("after")["mean"]),
+        f"{show(change['low'])} to {show(change['high'])}",
+    )  # fmt: skip

@@ -2,7 +2,9 @@
 changed and how, what the changed values say, whose edits change the same.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxedit.data.cases import EditCase
@@ -12,12 +14,66 @@ from jaxedit.evaluate.analysis import weights
 from jaxedit.evaluate.growth import growth
 from jaxedit.evaluate.hits import hits
 from jaxedit.evaluate.overlap import shared
+from jaxedit.evaluate.protocol import How, Plan, own_edits
+from jaxedit.evaluate.records import whole
 from jaxedit.models.config import Model
+from jaxedit.progress import is_first
 
 VALUES = "mlp/down"  # its rows are the values that are mapped to the vocabulary
 
 
-def findings(
+FILE, DRIFT = "analysis.json", "drift.json"
+
+
+def of_run(
+    plan: Plan,
+    records: Sequence[Mapping[str, Any]],
+    how: How,
+    batch: int,
+    count: int,
+    *,
+    made: Mapping[int, Edit],
+    sequence: Sequence[Edit],
+) -> dict[str, Any]:
+    """Of the first `count` edits, or of a whole sequence; they are made again where an earlier
+    start of the run made them.
+    """
+    ready, model = plan.ready, plan.ready.model
+    if how == "sequence":
+        requests = [r for case in plan.cases for r in case.requests]
+        return of_sequence(
+            model, records, sequence or [e for _, e in ready.sequence(requests, batch)]
+        )
+    if how != "independent":
+        return of_edits(model, records, (), ())
+    some = plan.cases[:count]
+    if all(i in made for i in range(len(some))):
+        return of_edits(model, records, some, [made[i] for i in range(len(some))])
+    return of_edits(model, records, some, own_edits(ready, some))
+
+
+def is_there(folder: Path, run: str) -> bool:
+    """Has this run been analysed."""
+    file = folder / FILE
+    return file.exists() and json.loads(file.read_text()).get("run") == run
+
+
+def add_drift(folder: Path, run: str, now: Mapping[str, Any]) -> None:
+    """What the model still can after so many edits: into a file, before that stop's records."""
+    if is_first():
+        others = [x for x in drift(folder, run) if x["edits"] != now["edits"]]
+        found = sorted([*others, now], key=lambda x: x["edits"])
+        whole(folder / DRIFT, json.dumps({"run": run, "drift": found}) + "\n")
+
+
+def drift(folder: Path, run: str) -> list[Any]:
+    """What this run has found so far, by the number of edits."""
+    file = folder / DRIFT
+    found = json.loads(file.read_text()) if file.exists() else {}
+    return found["drift"] if found.get("run") == run else []
+
+
+def of_edits(
     model: Model,
     records: Sequence[Mapping[str, Any]],
     cases: Sequence[EditCase],

@@ -46,7 +46,8 @@ class Part:
     seen: tuple[Observed, ...]
     edits: tuple[Edit, ...]  # of each case
     scores: tuple[dict[str, float], ...] = ()  # of the protocol itself, beside those of the answers
-    made: tuple[Edit, ...] = ()  # sequence: every edit so far
+    made: tuple[Edit, ...] = ()  # sequence: every edit so far,
+    joined: Edit | None = None  # and all of them as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +155,7 @@ def sequence(plan: Plan, size: int, at: Sequence[int], most: int) -> Iterator[Pa
             first = [ends[i] - len(plan.cases[i].requests) for i in cases]
             edits = [own_failure(own[n], plan.cases[i]) for i, n in zip(cases, first, strict=True)]
             seen = plan.observe(cases, [now], [0] * len(keys))
-            yield Part(keys, seen, tuple(edits), made=tuple(made))
+            yield Part(keys, seen, tuple(edits), made=tuple(made), joined=now)
             plan.clock("editing")
         if not wanted:
             return

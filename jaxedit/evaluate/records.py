@@ -50,9 +50,7 @@ class Records:
         if not there and mine.exists():
             there = lines(mine)
             os.replace(mine, self.file)
-        part = self.file.with_name(f".{FILE}.part")
-        part.write_text("".join(text(line) for line in there or [header]))
-        os.replace(part, self.file)
+        whole(self.file, "".join(text(line) for line in there or [header]))
         self.found = {key_of(line): line for line in there[1:]}
 
     def done(self, keys: Sequence[Key]) -> set[Key]:
@@ -73,6 +71,13 @@ class Records:
             out.flush()
             os.fsync(out.fileno())
         self.found |= {key_of(record): record for record in new}
+
+
+def whole(file: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text)
+    os.replace(part, file)
 
 
 def key_of(record: Mapping[str, Any]) -> Key:

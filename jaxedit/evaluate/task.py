@@ -6,9 +6,9 @@ bytes: parts are computed whole, and what is recorded is not computed again. A s
 edits again to go on.
 """
 
+import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +29,9 @@ from jaxedit.edit.room import room
 from jaxedit.edit.runner import WORLD_TEXT, prepare, resolve
 from jaxedit.edit.stats import Stats, StatsConfig
 from jaxedit.edit.task import EASY
-from jaxedit.evaluate import protocol, records, summary
+from jaxedit.evaluate import findings, protocol, records, summary
+from jaxedit.evaluate.ability import AbilityConfig, measure
 from jaxedit.evaluate.ask import Asker
-from jaxedit.evaluate.findings import findings, of_sequence
 from jaxedit.evaluate.observe import AskConfig
 from jaxedit.evaluate.protocol import How, Key, Part, Plan
 from jaxedit.evaluate.records import Records
@@ -41,7 +41,6 @@ from jaxedit.progress import Progress, is_first, quiet
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
 
 SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
-ANALYSIS = "analysis.json"
 REASONS = 20  # of what was left out that the summary tells
 
 
@@ -61,6 +60,8 @@ class EvaluateTask:
     analyse: int = 16  # edits whose change of the weights is looked at; of a sequence all, if any
     chunk: int = 64  # independent: cases in one part
     ask: AskConfig = dataclasses.field(default_factory=AskConfig)
+    # sequence: exams and a text that the model is given each time it is asked, to see it drift
+    drift: AbilityConfig = dataclasses.field(default_factory=AbilityConfig)
     stats: StatsConfig = dataclasses.field(default_factory=StatsConfig)
     moments: str = ""  # a folder with second moments, or a published .npz: instead of `stats`
     references: str = ""  # a folder with CounterFact's attribute_snippets.json, for consistency;
@@ -80,15 +81,28 @@ class EvaluateTask:
             )
 
 
-def for_data(data: str, method: str, model: str = "world", **more: Any) -> EvaluateTask:
+def for_data(
+    data: str | Sequence[str], method: str, model: str = "world", **more: Any
+) -> EvaluateTask:
     """A method with the published settings for a model ("NAME-easyedit" for EasyEdit's)."""
     name, easy = model.removesuffix(EASY), model.endswith(EASY)
     ours = name in ("world", "world-llama")
     cfg = configure(method, None, preset=name, protocol="easyedit" if easy else "paper")
+    sources = (data,) if isinstance(data, str) else tuple(data)
     return EvaluateTask(
-        MODELS[name].hub, (data,), cfg, ask=AskConfig("easyedit" if easy else "paper"),
+        MODELS[name].hub, sources, cfg, ask=AskConfig("easyedit" if easy else "paper"),
         stats=WORLD_TEXT if ours else StatsConfig(), dtype="float32" if ours else None, **more,
     )  # fmt: skip
+
+
+def methods_for(model: str) -> tuple[str, ...]:
+    """The methods that have settings for a model."""
+    found = []
+    for method in EDITORS:
+        with contextlib.suppress(ValueError):
+            configure(method, None, preset=model)
+            found.append(method)
+    return tuple(found)
 
 
 def read(cfg: EvaluateTask) -> tuple[list[EditCase], list[Skipped]]:
@@ -121,7 +135,7 @@ def go(
     kept = Records(folder, digest(cfg, model, cases))
     keys = all_keys(cfg, len(cases))
     done = kept.done(keys)
-    to_analyse = agreed(cfg.analyse > 0 and not is_analysed(folder, kept.digest))
+    to_analyse = agreed(cfg.analyse > 0 and not findings.is_there(folder, kept.digest))
     if len(done) < len(keys) or to_analyse:
         clock("preparing")
         plan = plan_of(cfg, model, cases, stats, lambda key: key in done, clock)
@@ -130,6 +144,10 @@ def go(
         )
         count, made, sequence = len(done), dict[int, Edit](), tuple[Edit, ...]()
         for part in parts(cfg, plan):
+            if part.joined is not None and (cfg.drift.sets or cfg.drift.text.paths):
+                clock("drift")
+                now = {"edits": part.keys[0].at, **measure(model, cfg.drift, part.joined)}
+                findings.add_drift(folder, kept.digest, now)
             clock("scoring")
             kept.add(writer.part(part))
             made |= dict(zip((k.place for k in part.keys), part.edits, strict=True))
@@ -139,44 +157,18 @@ def go(
         if to_analyse:
             clock("analysis")
             there = [kept.found[k] for k in keys if k in kept.found]
-            found = analysis(cfg, plan, there, made, sequence)
+            last = [r for r in there if r.get("at", 0) == keys[-1].at]
+            how = (cfg.how, cfg.batch, cfg.analyse)
+            found = findings.of_run(plan, last, *how, made=made, sequence=sequence)
             if is_first():
-                whole(folder / ANALYSIS, json.dumps({"run": kept.digest, **found}) + "\n")
+                text = json.dumps({"run": kept.digest, **found}) + "\n"
+                records.whole(folder / findings.FILE, text)
     clock("summary")
-    told = summarise(cfg, kept, keys, skipped, name)
+    result = summarise(cfg, kept, keys, skipped, name)
     if is_first():
         clock.stop()
-        write(folder, told, cfg, clock.spent)
-    return told
-
-
-def analysis(
-    cfg: EvaluateTask,
-    plan: Plan,
-    found: Sequence[Mapping[str, Any]],
-    made: Mapping[int, Edit],
-    sequence: Sequence[Edit],
-) -> dict[str, Any]:
-    """Of the first edits, or of a whole sequence; they are made again where an earlier start of
-    this run made them.
-    """
-    model, ready = plan.ready.model, plan.ready
-    last = [r for r in found if r.get("at", 0) == found[-1].get("at", 0)]
-    if cfg.how == "sequence":
-        requests = [r for case in plan.cases for r in case.requests]
-        edits = sequence or [e for _, e in ready.sequence(requests, cfg.batch)]
-        return of_sequence(model, last, edits)
-    if cfg.how != "independent":
-        return findings(model, last, (), ())
-    some = plan.cases[: cfg.analyse]
-    if all(i in made for i in range(len(some))):
-        return findings(model, last, some, [made[i] for i in range(len(some))])
-    return findings(model, last, some, protocol.own_edits(ready, some))
-
-
-def is_analysed(folder: Path, name: str) -> bool:
-    file = folder / ANALYSIS
-    return file.exists() and json.loads(file.read_text()).get("run") == name
+        write(folder, result, cfg, clock.spent)
+    return result
 
 
 def agreed(answer: bool) -> bool:
@@ -247,25 +239,30 @@ def summarise(
     }  # fmt: skip
     if cfg.how == "sequence":
         out |= summary.over_time(found)
+        out |= {"drift": drift} if (drift := findings.drift(Path(cfg.workdir), kept.digest)) else {}
     return out
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """A summary for a terminal."""
+    left = found["skipped"]
+    metrics = {k: summary.Interval(**v) for k, v in found["metrics"].items()}
+    lines = [summary.table(metrics)]
+    lines += [f"{found['cases']:,} cases, {found['failed']:,} without an edit; left out: "
+              f"{left['rows']:,} rows, {left['probes']:,} probes"]  # fmt: skip
+    return "\n".join([*lines, *(f"  {reason:.200}" for reason in left["reasons"][:5])])
 
 
 def write(
     folder: Path, found: Mapping[str, Any], cfg: EvaluateTask, spent: Mapping[str, float]
 ) -> None:
-    whole(folder / SUMMARY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    records.whole(folder / SUMMARY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     intervals = {k: summary.Interval(**v) for k, v in found["metrics"].items()}
     source = " + ".join(s.partition(":")[0] for s in cfg.data)
-    whole(folder / TABLE, summary.survey_csv([(source, found["method"], intervals)]))
+    records.whole(folder / TABLE, summary.survey_csv([(source, found["method"], intervals)]))
     before = json.loads((folder / TIMING).read_text()) if (folder / TIMING).exists() else {}
     total = {k: round(before.get(k, 0) + spent.get(k, 0), 3) for k in {**before, **spent}}
-    whole(folder / TIMING, json.dumps(total) + "\n")
-
-
-def whole(file: Path, text: str) -> None:
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    os.replace(part, file)
+    records.whole(folder / TIMING, json.dumps(total) + "\n")
 
 
 class Clock:

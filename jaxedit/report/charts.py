@@ -114,7 +114,7 @@ def stacks(
                 out.append(text(middle, y + 34, f"{n:,}", anchor="middle", on=True))
         y += STACK + 26
     y += 10
-    side = 22 + round(7.2 * max(len(kind.name) for kind in kinds))
+    side = 22 + round(7.5 * max(len(kind.name) for kind in kinds))
     for kind in kinds:
         y += 18
         out.append(f'<rect {fill(kind.colour)} x="0" y="{y - 10}" width="11" height="11"/>')

@@ -23,7 +23,7 @@ ERRORS = {
     "missing": Kind("missing", "a part of the new answer and no more", 4),
     "unchanged": Kind("unchanged", "the former answer, or as before the edit", 3),
     "irrelevant": Kind("irrelevant", "anything else", 1),
-    "meaningless": Kind("meaningless", "no words, or the same ones over and over", 5),
+    "meaningless": Kind("meaningless", "no words, or the same over and over", 5),
 }
 GROWTH = {"relative": ("‖ΔW‖ / ‖W‖", 0.0), "weight": ("‖W + ΔW‖ / ‖W‖", 1.0)}  # before any edit
 WHEN = {"before": "before the edit", "after": "after the edit", "direction": "what it adds"}
@@ -35,7 +35,7 @@ THROUGH = {
 }
 SIZES = {  # of a changed matrix: what it is called, and what it means
     "norm": ("‖ΔW‖", "Frobenius norm of the change"),
-    "relative": ("‖ΔW‖ / ‖W‖", "the same, of the norm of the matrix"),
+    "relative": ("‖ΔW‖ / ‖W‖", "the same, as a share of the norm of the matrix"),
     "rank": ("rank", "singular values above what rounding leaves of a zero"),
     "effective_rank": ("effective rank", "exp of the entropy of the singular values' shares"),
     "carry/entries": ("entries for 90 %", "the least share of them that holds 90 % of the squared "

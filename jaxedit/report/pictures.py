@@ -1,6 +1,6 @@
 """The pictures of an evaluation run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from jaxedit.evaluate.metrics import Interval
 from jaxedit.report import charts, findings, names, plots
 from jaxedit.report.charts import Line
-from jaxedit.report.folder import Run, interval, mapping, number
+from jaxedit.report.folder import Run, interval, items, mapping, number
 
 BINS = 40  # columns of the forgetting matrix that a page has room for
 
@@ -25,7 +25,7 @@ def figures(run: Run) -> dict[str, str]:
     if shown := [n for n in names.headlines(found) if names.is_share(n)]:
         labels = [names.full(n) for n in shown]
         drawn["metrics"] = charts.bars(labels, [""], [[found[n] for n in shown]], title="Metrics")
-    drawn |= curves(run)
+    drawn |= curves(run) | drift(run)
     if picture := forgetting(run):
         drawn["forgetting"] = picture
     return drawn | findings.figures(run)
@@ -82,6 +82,33 @@ def curve(name: str, points: Any) -> Line | None:
     if not found:
         return None
     return Line(names.label(name), [x for x, _ in found], [y for _, y in found])
+
+
+def drift(run: Run) -> dict[str, str]:
+    """What the model still can after so many edits, beside what it can unedited."""
+    found = [(n, x) for x in map(mapping, items(run.summary.get("drift")))
+             if (n := number(x.get("edits"))) is not None]  # fmt: skip
+    drawn = {}
+    for name in dict.fromkeys(name for _, x in found for name in mapping(x.get("exams"))):
+        exam = [(n, mapping(mapping(x.get("exams")).get(name))) for n, x in found]
+        lines = [over(exam, "after", "acc", "edited"), over(exam, "before", "acc", "unedited")]
+        if lines[0].x:
+            some = [line for line in lines if line.x]
+            drawn[f"drift-{name}"] = charts.curves(some, title=f"{name} · acc", shares=True)
+    # as a difference, in which it does not matter that some texts are harder than others
+    more = over([(n, mapping(x.get("text"))) for n, x in found], "change", "nll", "edited")
+    if more.x:
+        same = more._replace(name="unedited", y=[Interval(0.0, 0.0, 0.0, 1)] * len(more.x))
+        title = "Other text, more nats per token"
+        drawn["drift-text"] = charts.curves([more, same], title=title)
+    return drawn
+
+
+def over(found: Sequence[tuple[float, Mapping[str, Any]]], what: str, measure: str,
+         name: str) -> Line:  # fmt: skip
+    values = [(n, interval(mapping(one.get(what)).get(measure))) for n, one in found]
+    points = sorted((n, v) for n, v in values if v is not None)
+    return Line(name, [n for n, _ in points], [v for _, v in points])
 
 
 def forgetting(run: Run) -> str:

@@ -157,6 +157,7 @@ def bar(name: str, value: Interval, before: Interval | None) -> str:
 def sequence(drawn: Mapping[str, str]) -> list[str]:
     """What tells most, and the rest of the curves behind a click."""
     main = [drawn[name] for name in ("curves", "forgetting") if name in drawn]
+    main += [svg for name, svg in drawn.items() if name.startswith("drift")]
     rest = [svg for name, svg in drawn.items() if name.startswith("curves-")]
     if not main or not rest:
         main, rest = main + rest, []
@@ -191,12 +192,13 @@ def weights(run: Run, drawn: Mapping[str, str]) -> list[str]:
     beside = table if 0 < rows <= FEW else ""
     below = [html.details("The numbers", [table], "plain")] if rows > FEW else []
     below += [words] if rows else []
-    note = html.paragraph("In the maps the inputs of a matrix go down, its outputs across.", "note")
+    note = f"Means over {edits_seen(run)}."
+    note += " In the maps the inputs of a matrix go down, its outputs across." if maps else ""
+    parts = [html.paragraph(note, "note")] if rows else []
     if large or not maps:
-        parts = [html.figures(large, beside), *below]
-        parts += [note, html.figures(maps)] if maps else []
+        parts += [html.figures(large, beside), *below, html.figures(maps)]
     else:
-        parts = [note, html.figures(maps, beside), *below]
+        parts += [html.figures(maps, beside), *below]
     if grown:
         note = (
             "ΔW is the sum of all edits so far: how far a matrix has moved, and how large it has "
@@ -212,6 +214,11 @@ def weights(run: Run, drawn: Mapping[str, str]) -> list[str]:
         parts += ["<h3>Do related edits change the same neurons</h3>",
                   html.paragraph(note, "note"), html.scroll("RSim", table)]  # fmt: skip
     return [part for part in parts if part]
+
+
+def edits_seen(run: Run) -> str:
+    n = number(run.analysis.get("edits"))
+    return f"the first {int(n):,} edits" if n else "edits"
 
 
 def values(run: Run, drawn: Sequence[str]) -> list[str]:

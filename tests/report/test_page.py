@@ -234,6 +234,21 @@ def test_a_sequence_shows_its_curves_its_matrix_and_the_last_state(folder, finis
     assert "10, after 1:" not in page.text  # not made yet
 
 
+def test_what_a_sequence_does_to_other_abilities(folder, finished):
+    acc = lambda mean: {"acc": interval(mean, mean - 0.125, mean + 0.125, 40)}
+    at = lambda edits, now, more: {
+        "edits": edits,
+        "exams": {"mmlu": {"before": acc(0.5), "after": acc(now)}, "piqa": {"questions": 0}},
+        "text": {"change": {"nll": interval(more, more - 0.25, more + 0.25)}},
+    }
+    found = finished(edit_success__token=0.5) | {"drift": [at(1, 0.5, 0.0), at(10, 0.25, 1.5), {}]}
+    page = read(run.write(folder("a")(four(), found)))
+    for told in ("mmlu · acc", "edited, 10: 25.0 [12.5, 37.5]", "unedited, 10: 50.0 [37.5, 62.5]",
+                 "edited, 10: 1.500 [1.250, 1.750]", "unedited, 1: 0.000"):  # fmt: skip
+        assert told in page.text
+    assert "piqa" not in page.text
+
+
 def test_the_change_of_the_weights(folder, finished):
     there = {"layers": [2, 5], "norm": [interval(0.5, 0.4, 0.6), 2.0], "relative": [0.125, None],
              "map": [[[0.0, 1.0]], [[2.0, 3.0]]]}  # fmt: skip
