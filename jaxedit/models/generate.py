@@ -23,7 +23,9 @@ UNSTACK = 1 << 32  # bytes of blocks up to which a CPU decodes with its layers u
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn. Data, so that other settings are not another compilation."""
+    """How the next token is drawn. Data, so that other settings are not another compilation; only
+    the power of two that holds top_k is known to the program.
+    """
 
     temperature: float = 1.0
     top_k: int = 0  # 0: all
@@ -69,10 +71,11 @@ def decode(
             stop_ids,
             chains(writes),
             chains(deltas),
+            contenders(sampling, cfg.vocab),
         )
 
 
-@partial(jax.jit, static_argnames=("cfg", "steps"))
+@partial(jax.jit, static_argnames=("cfg", "steps", "most"))
 def _decode(
     params: Params,
     tokens_BT: Array,
@@ -84,6 +87,7 @@ def _decode(
     stop_ids: Array,
     writes: dict,
     deltas: dict,
+    most: int,
 ) -> Generated:
     B, T = tokens_BT.shape
     later = {
@@ -96,7 +100,7 @@ def _decode(
     def draw(logits_BV: Array, i: Array) -> Array:
         if sampling is None or key is None:
             return logits_BV.argmax(-1).astype(jnp.int32)
-        return sample(jax.random.fold_in(key, i), logits_BV, sampling)
+        return sample(jax.random.fold_in(key, i), logits_BV, sampling, most)
 
     last_B1 = jnp.full((B, 1), T - 1, jnp.int32)
     out = run(
@@ -147,22 +151,35 @@ def is_small_on_cpu(params: Params) -> bool:
     return jax.default_backend() == "cpu" and alone and size <= UNSTACK
 
 
-def sample(key: Array, logits_BV: Array, s: Sampling) -> Array:
+def contenders(s: Sampling | None, vocab: int) -> int:
+    """How many of the most likely tokens have to be looked at: a power of two that holds top_k, all
+    of them where only top_p limits them, none where nothing does.
+    """
+    if s is None:
+        return 0
+    if not all(isinstance(x, int | float) for x in s):
+        return vocab  # not known while the program is made
+    if 0 < s.top_k < vocab:
+        return min(1 << (int(s.top_k) - 1).bit_length(), vocab)
+    return vocab if s.top_p < 1 else 0
+
+
+def sample(key: Array, logits_BV: Array, s: Sampling, most: int | None = None) -> Array:
     """One token per row: temperature, then top-k, then top-p of what is left. Every row has its own
-    noise.
+    noise. most: as `contenders` says, by default all; sorting a vocabulary costs far more than a
+    few of its tokens.
     """
     logits_BV = logits_BV / s.temperature
-    V = logits_BV.shape[-1]
-    sorted_BV = jnp.sort(logits_BV, -1, descending=True)
-    rank_V = jnp.arange(V)
-    keep_BV = jnp.broadcast_to((rank_V < s.top_k) | (s.top_k == 0), logits_BV.shape)
-    p_BV = jax.nn.softmax(jnp.where(keep_BV, sorted_BV, -jnp.inf), -1)
-    keep_BV &= (jnp.cumsum(p_BV, -1) - p_BV < s.top_p) | (rank_V == 0)
-    least_B = jnp.where(keep_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(logits_BV.shape[0]))
-    return jax.vmap(jax.random.categorical)(
-        keys_B, jnp.where(logits_BV >= least_B, logits_BV, -jnp.inf)
-    ).astype(jnp.int32)
+    if most == 0:
+        return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+    top_BK, token_BK = jax.lax.top_k(logits_BV, most or logits_BV.shape[-1])
+    rank_K = jnp.arange(top_BK.shape[-1])
+    keep_BK = jnp.broadcast_to((rank_K < s.top_k) | (s.top_k == 0), top_BK.shape)
+    p_BK = jax.nn.softmax(jnp.where(keep_BK, top_BK, -jnp.inf), -1)
+    keep_BK &= (jnp.cumsum(p_BK, -1) - p_BK < s.top_p) | (rank_K == 0)
+    pick_B = jax.vmap(jax.random.categorical)(keys_B, jnp.where(keep_BK, top_BK, -jnp.inf))
+    return jnp.take_along_axis(token_BK, pick_B[:, None], 1)[:, 0].astype(jnp.int32)
 
 
 def encode(
