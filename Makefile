@@ -37,4 +37,4 @@ $(READY): pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf .venv .jax_cache
+	rm -rf .venv ~/.cache/jaxedit/tests

@@ -6,7 +6,6 @@ import os
 import socket
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -20,7 +19,10 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)  # half the time to compile
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+# The user's, so that another checkout need not compile it all again.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxedit", "tests")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of the processes that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

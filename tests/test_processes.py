@@ -38,7 +38,6 @@ def run_both(folder: Path, *command: str, **env: str) -> list[str]:
             "JAX_PLATFORMS": "cpu",
             "JAX_NUMPY_DTYPE_PROMOTION": "strict",
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "JAX_COMPILATION_CACHE_DIR": str(HERE.parent / ".jax_cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             "JAXEDIT_COORDINATOR": f"127.0.0.1:{port}",
             "JAXEDIT_NUM_PROCESSES": "2",
