@@ -8,7 +8,7 @@ import pytest
 import jaxedit
 from jaxedit import LowRank, Write, forward, init
 from jaxedit.models import generate as gen
-from jaxedit.models.generate import Sampling, decode, sample
+from jaxedit.models.generate import Sampling, contenders, decode, sample
 from jaxedit.models.shapes import SHAPES
 
 STEPS = 6
@@ -89,10 +89,17 @@ def test_stop_tokens_end_a_row_and_not_its_neighbours(model):
 
 def test_sampling_follows_temperature_top_k_and_top_p():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
-    draw = jax.jit(lambda key, s: sample(key, jnp.broadcast_to(logits, (20000, 4)), s))
+    draw = jax.jit(
+        lambda key, s, most: sample(key, jnp.broadcast_to(logits, (20000, 4)), s, most),
+        static_argnames="most",
+    )
 
     def share(**settings):
-        return np.bincount(draw(jax.random.key(0), Sampling(**settings)), minlength=4) / 20000
+        s = Sampling(**settings)
+        some = np.bincount(draw(jax.random.key(0), s, contenders(s, 4)), minlength=4) / 20000
+        every = np.bincount(draw(jax.random.key(1), s, 4), minlength=4) / 20000
+        np.testing.assert_allclose(some, every, atol=0.02)  # the few that matter are enough
+        return some
 
     np.testing.assert_allclose(share(), [0.5, 0.3, 0.15, 0.05], atol=0.02)
     np.testing.assert_allclose(share(top_k=2), [0.625, 0.375, 0, 0], atol=0.02)
@@ -102,6 +109,16 @@ def test_sampling_follows_temperature_top_k_and_top_p():
     np.testing.assert_allclose(share(temperature=2.0), hot / hot.sum(), atol=0.02)
     # top-p counts what top-k left: of 0.625 and 0.375, the first alone reaches 0.6
     np.testing.assert_allclose(share(top_k=2, top_p=0.6), [1, 0, 0, 0], atol=0)
+
+
+def test_only_the_tokens_that_can_be_drawn_are_sorted():
+    looked_at = lambda **settings: contenders(Sampling(**settings), 1000)
+    assert looked_at() == looked_at(temperature=0.5) == looked_at(top_k=2000) == 0
+    assert looked_at(top_k=5) == looked_at(top_k=8, top_p=0.5) == 8
+    assert looked_at(top_k=1) == 1
+    assert looked_at(top_p=0.9) == looked_at(top_p=0.9, top_k=2000) == 1000
+    assert contenders(None, 1000) == 0
+    assert contenders(Sampling(top_k=jnp.int32(5)), 1000) == 1000  # not known beforehand
 
 
 def test_sampled_rows_depend_on_the_key_and_their_place_alone(model):
