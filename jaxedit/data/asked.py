@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxedit.data.cases import EditCase, EditRequest, Skipped
+from jaxedit.data.fields import names
 from jaxedit.data.read import READERS, read
 from jaxedit.data.world.cases import cases
 from jaxedit.data.world.facts import make
@@ -30,6 +31,8 @@ def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skippe
         return of_world(source, limit), []
     name, _, path = source.partition(":")
     if name in READERS:
+        if not path:
+            raise ValueError(f"{source!r}: write {name}:PATH, a file, a folder or a hub dataset")
         found = read(name, path)
         if not all(isinstance(item, EditCase) for item in found.items):
             raise ValueError(f"requests {source!r}: {name} holds no edit requests")
@@ -86,6 +89,6 @@ def request(row: Any) -> EditRequest:
         raise row
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object but {type(row).__name__}")
-    true = row.get("ground_truth") or ()
-    true = (true,) if isinstance(true, str) else tuple(true)
-    return EditRequest.of(row["prompt"], row["subject"], row["target"], true)
+    true = row.get("ground_truth")
+    known = () if true is None else names(true)
+    return EditRequest.of(row["prompt"], row["subject"], row["target"], known)

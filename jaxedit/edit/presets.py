@@ -181,7 +181,10 @@ SEARCH = {"world": search(80, 1.0, 1e-3, 4.0), "world-llama": search(500, 0.1, 1
 FREE = {"layers": (0,), "l2": 0.01}
 FEW = {"rows.contexts.lengths": ((10, 5),)}  # contexts: as many as MEMIT's
 OURS: dict[str, dict[str, Settings]] = {
-    "rome": {name: {"layer": 0} | FEW | SEARCH[name] for name in WORLDS},
+    "rome": {
+        "world": {"layer": 0} | SEARCH["world"],
+        "world-llama": {"layer": 0} | FEW | SEARCH["world-llama"],
+    },
     "memit": {name: {"layers": (0,), "weight": 5.0} | SEARCH[name] for name in WORLDS},
     "pmet": {name: {"layers": (0,), "weight": 5.0} | SEARCH[name] for name in WORLDS},
     "emmet": {name: {"layer": 0, "weight": 50.0} | SEARCH[name] for name in WORLDS},

@@ -23,7 +23,8 @@ def in_programs(found: Requests, model: Model, editor: Editor, size: int) -> Req
     multiple = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
     if not size:
         most = max((footprint(t, model) for t in found.found), default=1)
-        size = max(min(room(model) * multiple // most, MOST, max(len(found.found), 1)), 1)
+        fits = max(min(room(model) * multiple // most, MOST), 1)
+        size = min(1 << (fits.bit_length() - 1), max(len(found.found), 1))
     return dataclasses.replace(found, size=-(-size // multiple) * multiple, multiple=multiple)
 
 
@@ -42,9 +43,13 @@ def footprint(one: Tokens, model: Model) -> int:
 
 
 def room(model: Model) -> int:
-    """Bytes that a program may take on a device."""
-    device = next(iter(jax.tree.leaves(model.params)[0].devices()))
+    """Bytes that a program may take on a device: the same on every host, and whenever it is asked,
+    so that a run that goes on cuts its batches as before.
+    """
+    shards = [x.addressable_shards[0] for x in jax.tree.leaves(model.params)]
+    device = shards[0].device
     stats = device.memory_stats() if device.platform != "cpu" else None
     if not stats or "bytes_limit" not in stats:
         return CPU_BYTES
-    return int(SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    free = int(SHARE * (stats["bytes_limit"] - sum(s.data.nbytes for s in shards)))
+    return max(free >> 26, 1) << 26

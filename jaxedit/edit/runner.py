@@ -183,7 +183,8 @@ class Work:
             for row, place in enumerate(index.tolist()):
                 info = {k: v[row : row + 1] for k, v in result.info.items()}
                 edit = self.record([place], delta.row(result.deltas, row), info)
-                yield [place], dataclasses.replace(edit, writes=written(result.writes, row))
+                writes = {} if "failed" in edit.provenance else written(result.writes, row)
+                yield [place], dataclasses.replace(edit, writes=writes)
             done += len(index)
             self.progress(done, len(self.found.found))
 

@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
             print(f"{ability.table(found)}\n{cfg.workdir}/ability.json")
         return 0
     name = argv[argv.index("--config") + 1] if "--config" in argv else ""
-    found = task.go(cfg, model, progress=Meter("evaluating", "cases"), name=name)
+    found = task.go(cfg, model, progress=Meter("evaluating", "cases"), name=name,
+                    collecting=Meter("second moments", "batches"))  # fmt: skip
     if is_first():
         print(f"{task.told(found)}\n{page.write(cfg.workdir)}")
     return 0

@@ -118,9 +118,9 @@ class Asker:
         found = self.tokenised(texts, edit_of, edits)
         out: list[Pair | str] = [row if isinstance(row, str) else "" for row in found]
         for some, width in self.side_by_side(edits):
-            mine = [r for r in found if isinstance(r, Row) and edit_of[r.place] in set(some)]
-            carried = carry([edits[i] for i in some], self.filled(len(some)))
             number = {edit: n for n, edit in enumerate(some)}
+            mine = [r for r in found if isinstance(r, Row) and edit_of[r.place] in number]
+            carried = carry([edits[i] for i in some], self.filled(len(some)))
             width = self.fitting(width, mine)
             for rows, B in Batches(tuple(mine), size=width, multiple=self.multiple).parts():
                 pairs = self.batch(rows, B, [number[edit_of[r.place]] for r in rows],
@@ -207,9 +207,8 @@ class Asker:
         bos = getattr(tokenizer, "bos_token_id", None)
         out: list[str | None] = [None] * len(prompts)
         ids = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
-        tokens = [
-            with_prefix(edits[e], tuple(row), bos) for row, e in zip(ids, edit_of, strict=True)
-        ]
+        ids = [until_end(row, cfg.eos_ids) for row in ids]
+        tokens = [with_prefix(edits[e], row, bos) for row, e in zip(ids, edit_of, strict=True)]
         limit = self.longest or 1 << 30
         wanted = [min(steps - len(t) if total else steps, limit - len(t)) for t in tokens]
         need = (lambda i: 1) if total else (lambda i: steps)
@@ -224,7 +223,7 @@ class Asker:
             width = self.decoding(width, mine, steps)
             for rows, B in Batches(tuple(mine), size=width, multiple=self.multiple).parts():
                 longest = max(wanted[r.place] for r in rows)
-                count = min(1 << (longest - 1).bit_length(), limit) if total else steps
+                count = min(-(-longest // 16) * 16, steps, limit) if total else steps
                 batch = pad(rows, B, "left")
                 where = [number[edit_of[r.place]] for r in rows]
                 where += where[-1:] * (B - len(where))
@@ -250,6 +249,14 @@ class Asker:
         while width > self.multiple and width > fits:
             width = -(-width // 2 // self.multiple) * self.multiple
         return width
+
+
+def until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    """A prompt without the end-of-text tokens that a tokenizer may put behind it."""
+    n = len(tokens)
+    while n > 1 and tokens[n - 1] in ends:
+        n -= 1
+    return tuple(tokens[:n])
 
 
 def columns(answer: int) -> int:

@@ -37,7 +37,8 @@ class Carried:
 def carry(edits: Sequence[Edit], count: int = 0) -> Carried:
     """The edits side by side, filled up to `count` with empty ones, so that few shapes occur."""
     if len(edits) == 1:
-        return Carried(dict(edits[0].deltas), dict(edits[0].writes), single=True)
+        alone = {path: tuple(map(in_steps, chain(v))) for path, v in edits[0].deltas.items()}
+        return Carried(alone, dict(edits[0].writes), single=True)
     if not all(map(stacks, edits)):
         raise ValueError("writes that depend on the column cannot stand side by side")
     empty: list[dict[str, Any]] = [{} for _ in range(count - len(edits))]
@@ -96,24 +97,27 @@ def groups(edits: Sequence[Edit], room: int, rows: int) -> list[tuple[list[int],
     out: list[tuple[list[int], int]] = []
     some: list[int] = []
     size = max((nbytes(e) for e in edits), default=0)
-    together = room // size if size else rows + len(edits)
+    together = room // size if size else 2 * (rows + len(edits))
     fits = together >= 64
-    width = min(rows, 1 << max(together // 2, 1).bit_length() - 1) if fits else rows
+    power = lambda n: 1 << max(n, 1).bit_length() - 1
+    width = min(rows, power(together // 2)) if fits else rows
+    most = power(together - width)  # they are filled up to a power of two
     for i, edit in enumerate(edits):
-        if fits and stacks(edit) and alike(edit, edits[some[0]] if some else edit):
+        if fits and stacks(edit) and all(alike(edit, edits[j]) for j in some):
             some.append(i)
         else:
             out.append(([i], rows))
-        if len(some) >= max(together - width, 1):
+        if len(some) >= most:
             out.append((some, width))
             some = []
     return [*out, (some, width)] if some else out
 
 
 def alike(x: Edit, y: Edit) -> bool:
-    """Do they write to the same sites, in the same way."""
+    """Do they write in the same way at the sites that both write to."""
     how = lambda e: {site: chain(w)[0].add for site, w in e.writes.items()}
-    return how(x) == how(y)
+    ours, theirs = how(x), how(y)
+    return all(ours[site] == theirs[site] for site in ours.keys() & theirs.keys())
 
 
 def nbytes(edit: Edit) -> int:

@@ -14,7 +14,7 @@ from jaxedit.evaluate.analysis import weights
 from jaxedit.evaluate.growth import growth
 from jaxedit.evaluate.hits import hits
 from jaxedit.evaluate.overlap import shared
-from jaxedit.evaluate.protocol import How, Plan, own_edits
+from jaxedit.evaluate.protocol import How, Plan, chunks, own_edits
 from jaxedit.evaluate.records import whole
 from jaxedit.models.config import Model
 from jaxedit.progress import is_first
@@ -22,7 +22,7 @@ from jaxedit.progress import is_first
 VALUES = "mlp/down"  # its rows are the values that are mapped to the vocabulary
 
 
-FILE, DRIFT = "analysis.json", "drift.json"
+FILE = "analysis.json"
 
 
 def of_run(
@@ -49,7 +49,11 @@ def of_run(
     some = plan.cases[:count]
     if all(i in made for i in range(len(some))):
         return of_edits(model, records, some, [made[i] for i in range(len(some))])
-    return of_edits(model, records, some, own_edits(ready, some))
+    edits: list[Edit] = []
+    for places in chunks(len(plan.cases), plan.chunk):  # in the programs that the run makes them in
+        if len(edits) < len(some):
+            edits += own_edits(ready, [plan.cases[i] for i in places])
+    return of_edits(model, records, some, edits[: len(some)])
 
 
 def is_there(folder: Path, run: str) -> bool:
@@ -63,14 +67,13 @@ def add_drift(folder: Path, run: str, now: Mapping[str, Any]) -> None:
     if is_first():
         others = [x for x in drift(folder, run) if x["edits"] != now["edits"]]
         found = sorted([*others, now], key=lambda x: x["edits"])
-        whole(folder / DRIFT, json.dumps({"run": run, "drift": found}) + "\n")
+        whole(folder / f"drift-{run}.json", json.dumps(found) + "\n")
 
 
 def drift(folder: Path, run: str) -> list[Any]:
     """What this run has found so far, by the number of edits."""
-    file = folder / DRIFT
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return found["drift"] if found.get("run") == run else []
+    file = folder / f"drift-{run}.json"
+    return json.loads(file.read_text()) if file.exists() else []
 
 
 def of_edits(

@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from jaxedit.data.cases import EditCase, Probe
 from jaxedit.data.requests import Marked, mark
 from jaxedit.edit.record import Edit
 from jaxedit.evaluate.ask import Asker, Pair
+from jaxedit.evaluate.scores import Protocol
 from jaxedit.evaluate.seen import EDIT, Asked, Forced, Observed, Seen
 from jaxedit.evaluate.texts import generation_match
 from jaxedit.models.generate import Sampling
 
-Protocol = Literal["paper", "easyedit"]
 NOWHERE = (-1, -1)
 # Beside the requests, where the new and the former answer are compared.
 CHANGED = ("rephrase", "attribute")  # the new one is right
@@ -32,6 +32,15 @@ class AskConfig:
     continued: int = 100  # tokens of a text whose fluency is measured, its beginning included; or 0
     beginnings: int = 10  # of the "generation" probes of a case, the first so many
     seed: int = 0  # of these texts
+
+    def __post_init__(self) -> None:
+        if self.protocol not in get_args(Protocol):
+            raise ValueError(f"protocol {self.protocol!r}: {' or '.join(get_args(Protocol))}")
+        if min(self.say, self.continued, self.beginnings) < 0:
+            raise ValueError(
+                f"say={self.say} continued={self.continued} beginnings={self.beginnings}: numbers "
+                "from 0 on"
+            )
 
 
 class Item(NamedTuple):
@@ -98,11 +107,17 @@ def observe(
             tuple(asked[i]),
             tuple(continued[i]),
             tuple(continued[i].values()),
-            tuple(edits[edit_of[i]].provenance.get("failed") or ()),
+            own_failures(edits[edit_of[i]], case),
             tuple(skipped[i]),
         )
         for i, case in enumerate(cases)
     ]
+
+
+def own_failures(edit: Edit, case: EditCase) -> tuple[str, ...]:
+    """Of what an edit says has failed, what is about this case."""
+    starts = tuple(f"{request.text!r}: " for request in case.requests)
+    return tuple(why for why in edit.provenance.get("failed") or () if why.startswith(starts))
 
 
 def questions(case: EditCase) -> Iterator[tuple[str, Probe]]:

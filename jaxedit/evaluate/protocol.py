@@ -119,26 +119,15 @@ def batch(plan: Plan, size: int) -> Iterator[Part]:
             plan.clock("editing")
             requests = [r for i in places for r in plan.cases[i].requests]
             edit = joined([e for _, e in plan.ready.sequence(requests, len(requests))])
-            shared = [own_failure(edit, plan.cases[i]) for i in places]
-            yield Part(keys, plan.observe(places, [edit], [0] * len(places)), tuple(shared))
-
-
-def own_failure(edit: Edit, case: EditCase) -> Edit:
-    """The shared edit with what is said of this case alone."""
-    texts = [r.text for r in case.requests]
-    failed = [why for why in edit.provenance.get("failed") or () if about(why, texts)]
-    return dataclasses.replace(edit, provenance={**edit.provenance, "failed": failed or None})
-
-
-def about(why: str, texts: Sequence[str]) -> bool:
-    return any(why.startswith(f"{text!r}: ") for text in texts)
+            yield Part(keys, plan.observe(places, [edit], [0] * len(places)), (edit,) * len(keys))
 
 
 def sequence(plan: Plan, size: int, at: Sequence[int], most: int) -> Iterator[Part]:
     """size: requests of an edit; at: after how many cases to ask; most: cases that are asked."""
     ends = np.cumsum([len(case.requests) for case in plan.cases]).tolist()
     requests = [r for case in plan.cases for r in case.requests]
-    wanted = [n for n in stops(at, len(plan.cases)) if not plan.finished(keys_at(n, most))]
+    step = size or plan.ready.editor.together
+    wanted = [n for n in stops(at, plan.cases, step) if not plan.finished(keys_at(n, most))]
     if not wanted:
         return
     made: list[Edit] = []
@@ -153,17 +142,22 @@ def sequence(plan: Plan, size: int, at: Sequence[int], most: int) -> Iterator[Pa
             now = joined(made)
             cases = [k.place for k in keys]
             first = [ends[i] - len(plan.cases[i].requests) for i in cases]
-            edits = [own_failure(own[n], plan.cases[i]) for i, n in zip(cases, first, strict=True)]
+            edits = tuple(own[n] for n in first)
             seen = plan.observe(cases, [now], [0] * len(keys))
-            yield Part(keys, seen, tuple(edits), made=tuple(made), joined=now)
+            yield Part(keys, seen, edits, made=tuple(made), joined=now)
             plan.clock("editing")
         if not wanted:
             return
 
 
-def stops(at: Sequence[int], count: int) -> list[int]:
-    """After how many cases to ask: as told, and at the end."""
-    return sorted({n for n in at if 0 < n < count} | {count})
+def stops(at: Sequence[int], cases: Sequence[EditCase], size: int) -> list[int]:
+    """After how many cases to ask: as told, once the edit of `size` requests (0: of all) that holds
+    the last of them is made; and at the end.
+    """
+    ends = np.cumsum([len(case.requests) for case in cases]).tolist()
+    size = size or ends[-1]
+    made = lambda n: bisect.bisect_right(ends, -(-ends[n - 1] // size) * size)
+    return sorted({made(n) for n in at if 0 < n < len(cases)} | {len(cases)})
 
 
 def keys_at(count: int, most: int) -> tuple[Key, ...]:
@@ -187,19 +181,20 @@ def round_trip(plan: Plan) -> Iterator[Part]:
         edited = model._replace(params=merge.apply(model.params, edit.deltas))
         kept = merge.original(model.params, edit.deltas)
         restored = merge.restore(edited.params, kept)
-        same = checksum(restored) == checksum(model.params)
+        same = checksum(restored) == ready.about["base"]["checksum"]
         again = together(dataclasses.replace(ready, model=model._replace(params=restored)),
                          case.requests)  # fmt: skip
         scores = {"restored": float(same), "repeated": float(equal(edit, again))}
         back = [EditRequest(r.prompt, r.subject, r.ground_truth[0], (r.target,))
                 for r in case.requests if r.ground_truth]  # fmt: skip
-        if back:
-            there = together(dataclasses.replace(ready, model=edited), back)
-            edit = joined([edit, there])
+        if len(back) < len(case.requests):  # nobody says what was true
+            yield Part((key,), (Observed(case, ()),), (edit,), (scores,))
+            continue
+        there = together(dataclasses.replace(ready, model=edited), back)
         kept_probes = {k: v for k, v in case.probes.items() if k.startswith("locality/")}
-        other = EditCase(case.id, tuple(back) or case.requests, kept_probes, case.info)
+        other = EditCase(case.id, tuple(back), kept_probes, case.info)
         plan.clock("asking")
-        (seen,) = observe(plan.asker, [other], [edit], None, plan.ask)
+        (seen,) = observe(plan.asker, [other], [joined([edit, there])], None, plan.ask)
         yield Part((key,), (seen,), (edit,), (scores,))
 
 

@@ -4,6 +4,7 @@ scores = run(model, cases, edits)                  every case asked of its own e
 print(table(summarise(scores)))
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,4 +41,6 @@ def run(
     seen = observe(asker, cases, many, edit_of, AskConfig(protocol, **how))
     encode = lambda text: model.tokenizer(text, add_special_tokens=False)["input_ids"]
     find = references or (lambda case: None)
-    return [score(s, protocol, references=find(s.case), tokenise=encode) for s in seen]
+    found = [score(s, protocol, references=find(s.case), tokenise=encode) for s in seen]
+    # an edit that broke the model has no such numbers
+    return [{k: v for k, v in one.items() if math.isfinite(v)} for one in found]

@@ -73,7 +73,20 @@ class EvaluateTask:
     workdir: str = "runs/evaluate"
 
     def __post_init__(self) -> None:
-        name_of(self.editor)
+        name = name_of(self.editor)
+        most = EDITORS[name].make(self.editor).together
+        if self.how == "batch" and self.batch < 1:
+            raise ValueError("how=batch: set batch, how many cases share an edit")
+        if self.batch and self.how in ("independent", "round"):
+            raise ValueError(
+                f"batch={self.batch}: with how={self.how} every case has its own edit; leave it "
+                "out, or set how=batch"
+            )
+        if most and self.batch > most:
+            raise ValueError(
+                f"batch={self.batch}: {name} takes {most} request at a time; set how=independent "
+                "or how=sequence, or take memit"
+            )
         if self.chunk < 1 or self.limit < 0 or self.most < 0:
             raise ValueError(
                 f"chunk={self.chunk} limit={self.limit} most={self.most}: chunk is at least 1, the "
@@ -125,6 +138,7 @@ def go(
     stats: Stats | None = None,
     progress: Progress = quiet,
     name: str = "",
+    collecting: Progress = quiet,
 ) -> dict[str, Any]:
     """Runs what is left of an evaluation; returns its summary, as summary.json has it."""
     override(cfg.editor, {}, model.cfg)  # layers that the model has not are told before all else
@@ -133,15 +147,15 @@ def go(
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     kept = Records(folder, digest(cfg, model, cases))
-    keys = all_keys(cfg, len(cases))
+    keys = all_keys(cfg, cases)
     done = kept.done(keys)
     to_analyse = agreed(cfg.analyse > 0 and not findings.is_there(folder, kept.digest))
     if len(done) < len(keys) or to_analyse:
         clock("preparing")
-        plan = plan_of(cfg, model, cases, stats, lambda key: key in done, clock)
         writer = records.Writer(
             model.tokenizer, cfg.ask.protocol, of_sources(cfg.data, cfg.references)
         )
+        plan = plan_of(cfg, model, cases, stats, lambda key: key in done, clock, collecting)
         count, made, sequence = len(done), dict[int, Edit](), tuple[Edit, ...]()
         for part in parts(cfg, plan):
             if part.joined is not None and (cfg.drift.sets or cfg.drift.text.paths):
@@ -150,7 +164,8 @@ def go(
                 findings.add_drift(folder, kept.digest, now)
             clock("scoring")
             kept.add(writer.part(part))
-            made |= dict(zip((k.place for k in part.keys), part.edits, strict=True))
+            pairs = zip(part.keys, part.edits, strict=True)
+            made |= {k.place: edit for k, edit in pairs if k.place < cfg.analyse}
             sequence = part.made
             count += sum(key not in done for key in part.keys)
             progress(count, len(keys))
@@ -185,10 +200,11 @@ def plan_of(
     stats: Stats | None,
     done: Callable[[Key], bool],
     clock: Callable[[str], None] = lambda stage: None,
+    collecting: Progress = quiet,
 ) -> Plan:
     if wanted := EDITORS[name_of(cfg.editor)].make(cfg.editor).stats:
         given = stats if stats is not None else (cfg.moments or cfg.stats)
-        stats = resolve(model, given, wanted)
+        stats = resolve(model, given, wanted, collecting)
     ready = prepare(
         model, cfg.editor, stats=stats, seed=cfg.seed, size=cfg.size, skip=True,
         protocol=cfg.ask.protocol,
@@ -204,11 +220,13 @@ def parts(cfg: EvaluateTask, plan: Plan) -> Iterator[Part]:
     return {"independent": protocol.independent, "round": protocol.round_trip}[cfg.how](plan)
 
 
-def all_keys(cfg: EvaluateTask, count: int) -> list[Key]:
+def all_keys(cfg: EvaluateTask, cases: Sequence[EditCase]) -> list[Key]:
     """Every record of the run, in order."""
     if cfg.how != "sequence":
-        return [Key(0, i) for i in range(count)]
-    return [key for n in protocol.stops(cfg.at, count) for key in protocol.keys_at(n, cfg.most)]
+        return [Key(0, i) for i in range(len(cases))]
+    step = cfg.batch or EDITORS[name_of(cfg.editor)].make(cfg.editor).together
+    stops = protocol.stops(cfg.at, cases, step)
+    return [key for n in stops for key in protocol.keys_at(n, cfg.most)]
 
 
 def digest(cfg: EvaluateTask, model: Model, cases: Sequence[EditCase]) -> str:

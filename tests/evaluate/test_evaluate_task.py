@@ -18,6 +18,7 @@ import pytest
 import jaxedit
 from jaxedit import settings
 from jaxedit.data.contexts import ContextConfig
+from jaxedit.data.world import cases, make
 from jaxedit.edit.editor import RowsConfig
 from jaxedit.edit.values import ValueConfig
 from jaxedit.edit.weights.rome import RomeConfig
@@ -163,7 +164,10 @@ def test_sources_are_mixed_in_turn():
 
 
 def test_places_of_a_sequence():
-    assert stops((10, 100, 500), 100) == [10, 100]
+    many = list(cases(make("tiny"), 100))
+    assert stops((10, 100, 500), many, 1) == [10, 100]
+    assert stops((1, 10, 31), many, 30) == [30, 60, 100]  # when the edit that holds it is made
+    assert stops((1, 10), many, 0) == [100]
     assert [k.place for k in keys_at(5, 0)] == [0, 1, 2, 3, 4]
     assert [k.place for k in keys_at(100, 3)] == [0, 50, 99]
 
