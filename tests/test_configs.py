@@ -16,14 +16,15 @@ from jaxedit.train.loop import TrainConfig
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
 ALL = [f"{f}:{preset}" for f in FILES for preset in settings.load(str(f))[1]]
-of = lambda kind: [spec for spec in ALL if isinstance(settings.load(spec)[0], kind)]
+LOADED = {spec: settings.load(spec)[0] for spec in ALL}
+of = lambda kind: [spec for spec, cfg in LOADED.items() if isinstance(cfg, kind)]
 TRAIN, EDIT, EVALUATE, ABILITY = map(of, (TrainConfig, EditTask, EvaluateTask, AbilityTask))
 short = lambda spec: Path(spec).name
 
 
 @pytest.mark.parametrize("spec", TRAIN, ids=short)
 def test_a_preset_of_training_loads_and_can_be_changed(spec):
-    cfg, _ = settings.load(spec)
+    cfg = LOADED[spec]
     changed = settings.override(cfg, ["loop.steps=7", "task.optimizer.lr=0.5", "task.mesh.data=2"])
     assert changed.loop.steps == 7
     assert changed.task.optimizer.lr == 0.5
@@ -39,7 +40,7 @@ def test_a_preset_of_training_loads_and_can_be_changed(spec):
 
 @pytest.mark.parametrize("spec", EDIT, ids=short)
 def test_a_preset_of_editing_loads_and_can_be_changed(spec):
-    cfg, _ = settings.load(spec)
+    cfg = LOADED[spec]
     assert isinstance(cfg, EditTask)
     changed = settings.override(cfg, ["limit=3", "mesh.fsdp=2", "stats.text.paths=(a.txt,)"])
     assert (changed.limit, changed.mesh.fsdp, changed.stats.text.paths) == (3, 2, ("a.txt",))
@@ -48,7 +49,7 @@ def test_a_preset_of_editing_loads_and_can_be_changed(spec):
 
 @pytest.mark.parametrize("spec", EVALUATE, ids=short)
 def test_a_preset_of_evaluation_loads_and_can_be_changed(spec):
-    cfg, _ = settings.load(spec)
+    cfg = LOADED[spec]
     changed = settings.override(cfg, ["limit=3", "data=counterfact:a.json", "ask.say=8", "at=1,5"])
     assert (changed.limit, changed.data, changed.ask.say) == (3, ("counterfact:a.json",), 8)
     assert changed.at == (1, 5)
@@ -57,7 +58,7 @@ def test_a_preset_of_evaluation_loads_and_can_be_changed(spec):
 
 @pytest.mark.parametrize("spec", ABILITY, ids=short)
 def test_a_preset_of_examination_loads_and_can_be_changed(spec):
-    cfg, _ = settings.load(spec)
+    cfg = LOADED[spec]
     changed = settings.override(cfg, ["edit=a.safetensors", "ability.sets=(piqa:a,mmlu:b@test)"])
     assert (changed.edit, changed.ability.sets) == ("a.safetensors", ("piqa:a", "mmlu:b@test"))
 
