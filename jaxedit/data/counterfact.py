@@ -38,7 +38,8 @@ def rome(row: Any, reasons: list[str]) -> EditCase:
         probes.add("portability/subject_aliasing", prompt, target)
     probes.one_hop(row)
     info = {"relation": optional(rewrite, "relation_id")}
-    info |= {"target_id": optional(rewrite["target_new"], "id")}
+    if name := optional(rewrite["target_new"], "id"):
+        info["target_id"] = name  # with the relation it names what is published about the object
     return EditCase(number(row, "case_id"), (request,), probes.by_key, info)
 
 

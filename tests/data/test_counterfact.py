@@ -21,7 +21,7 @@ def test_both_forms_of_counterfact(tmp_path):
     assert rome.probes["attribute"][0].names == ("Tarn",)
     assert len(rome.probes["generation"]) == 2
     assert rome.probes["generation"][0].answers == ()
-    assert rome.info == {"relation": "P19"}
+    assert rome.info == {"relation": "P19", "target_id": "Q1"}
 
 
 def test_counterfact_with_added_probes(tmp_path):
