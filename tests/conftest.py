@@ -2,6 +2,7 @@
 network.
 """
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -25,6 +26,21 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # of the processes that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+MAPS = 20_000  # of 65,530 that Linux allows a process; XLA crashes at the last one
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Every compiled program keeps some mappings of memory: they are let go before there are too
+    many, and read again from the cache on disk.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
