@@ -23,6 +23,6 @@ def config(preset: str = "world") -> AbilityTask:
         sets = ("mmlu:data/eval/mmlu@test", "commonsense_qa:data/eval/commonsense_qa",
                 "piqa:data/eval/piqa")  # fmt: skip
         return AbilityTask("gpt2", ability=AbilityConfig(sets), workdir="runs/ability-exams")
-    text = Source(("world:small:1:500",))
+    text = Source(("world:small:0:500",))
     return AbilityTask(preset, ability=AbilityConfig(text=text), dtype="float32",
                        workdir=f"runs/ability-{preset}")  # fmt: skip

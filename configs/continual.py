@@ -29,7 +29,7 @@ PRESETS = tuple(f"{data}-{m}" for data, model in MODEL.items() for m in methods_
 def config(preset: str = "world-rome") -> EvaluateTask:
     name, _, method = preset.partition("-")
     ours = name == "world"
-    text = Source(("world:small:1:300",)) if ours else Source()
+    text = Source(("world:small:0:300",)) if ours else Source()
     return for_data(
         DATA[name], method, MODEL[name], how="sequence",
         batch=0 if method in ("rome", "r-rome") else 1, limit=0 if ours else 334,
