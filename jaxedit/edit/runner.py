@@ -56,31 +56,14 @@ def stream(
     independent: bool = True,
     *,
     batch: int = 0,
-    stats: Stats | StatsConfig | str | os.PathLike | None = None,
-    preset: str = "",
-    protocol: str = "paper",
-    seed: int = 0,
-    size: int = 0,
-    skip: bool = False,
-    progress: Progress = quiet,
-    **overrides: Any,
+    **how: Any,
 ) -> Iterator[tuple[list[int], Edit]]:
-    """Edits as they are made, each with the places of its requests.
-
-    method: a name, with the settings that suit the model, or a method's config. stats: second
-    moments, a folder with them, or the text to take them of (default: text that fits the model).
-    size: requests in one program (0: as memory allows). skip: a request that cannot be used gives
-    an empty edit that says why, instead of an error. overrides: fields of the method's config,
-    {"layer": 5, "values.steps": 30}.
-    """
+    """Edits as they are made, each with the places of its requests. how: as `prepare` has it."""
     if batch and independent:
         raise ValueError(f"batch={batch}: independent edits are of one request; leave batch out")
     if not requests:
         return
-    ready = prepare(
-        model, method, stats=stats, preset=preset, protocol=protocol, seed=seed, size=size,
-        skip=skip, progress=progress, **overrides,
-    )  # fmt: skip
+    ready = prepare(model, method, **how)
     yield from ready.each(requests) if independent else ready.sequence(requests, batch)
 
 
@@ -97,7 +80,14 @@ def prepare(
     progress: Progress = quiet,
     **overrides: Any,
 ) -> "Ready":
-    """A method made ready for a model, for requests that come in parts; as `stream` otherwise."""
+    """A method made ready for a model, for requests that come in parts.
+
+    method: a name, with the settings that suit the model, or a method's config. stats: second
+    moments, a folder with them, or the text to take them of (default: text that fits the model).
+    size: requests in one program (0: as memory allows). skip: a request that cannot be used gives
+    an empty edit that says why, instead of an error. overrides: fields of the method's config,
+    {"layer": 5, "values.steps": 30}.
+    """
     if size < 0:
         raise ValueError(f"size={size}: a number of requests, or 0")
     if isinstance(method, str):

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     model = load(cfg.model, cfg.mesh.make(), cfg.dtype, progress=Meter("reading", "weights"))
     if isinstance(cfg, ability.AbilityTask):
         edit = Edit.load(cfg.edit) if cfg.edit else None
-        found = ability.measure(model, cfg.ability, edit, Meter("asking", "questions"))
+        found = ability.measure(model, cfg.ability, edit, Meter("asking", "rows"))
         if is_first():
             records.whole(Path(cfg.workdir, "ability.json"), json.dumps(found, indent=1) + "\n")
             print(f"{ability.table(found)}\n{cfg.workdir}/ability.json")

@@ -155,10 +155,7 @@ class Asker:
         answer = max((len(r.tokens) - r.prompt for r in rows), default=1)
         activations = most * (8 * cfg.embed + 3 * cfg.mlp) * 4 + most * most * cfg.heads * 4
         each = 2 * activations + 4 * columns(answer) * cfg.vocab * 4
-        fits = max(self.room // 2 * self.multiple // each, 1)
-        while width > self.multiple and width > fits:
-            width = -(-width // 2 // self.multiple) * self.multiple
-        return width
+        return self.within(width, each)
 
     def batch(
         self,
@@ -174,7 +171,8 @@ class Asker:
         before, after = answers(rows, B), None
         if any(edits[i].prefix for i in number):
             bos = getattr(model.tokenizer, "bos_token_id", None)
-            after = answers([behind(r, edits[i], bos) for r, i in zip(rows, number)], B)  # noqa: B905
+            real = zip(rows, number[: len(rows)], strict=True)
+            after = answers([behind(row, edits[i], bos) for row, i in real], B)
         with on_mesh_of(model.params):
             out = compare(model.params, before, after or before, np.array(number, np.int32),
                           carried, model.cfg)  # fmt: skip
@@ -245,6 +243,10 @@ class Asker:
         wide = jnp.dtype(cfg.dtype).itemsize
         cache = 2 * most * cfg.layers * cfg.kv_heads * cfg.head_dim * wide
         each = cache + most * most * cfg.heads * 4 + 3 * cfg.vocab * 4
+        return self.within(width, each)
+
+    def within(self, width: int, each: int) -> int:
+        """Halved until rows of `each` bytes fit."""
         fits = max(self.room // 2 * self.multiple // each, 1)
         while width > self.multiple and width > fits:
             width = -(-width // 2 // self.multiple) * self.multiple
