@@ -56,6 +56,5 @@ class Editor(NamedTuple):
     rows: RowsConfig = RowsConfig()
     stats: tuple[int, ...] = ()  # the layers whose second moments `init` wants
     together: int = 0  # how many requests `edit` takes at once, 0: any number
-    # one step of training, state and metrics; trained editors only
-    update: Callable[[State, Params, Batches], tuple[State, dict[str, Array]]] | None = None
+    learner: Any = None  # of editors that are trained: edit/learner.py
     beside: Others | None = None  # further texts of a request that are wanted: `Aligned.beside`

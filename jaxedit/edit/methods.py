@@ -18,6 +18,7 @@ from jaxedit.edit.weights.fine_tune import FineTuneConfig, fine_tune
 from jaxedit.edit.weights.kn import KnConfig, kn
 from jaxedit.edit.weights.lora import LoraEditConfig, lora
 from jaxedit.edit.weights.memit import MemitConfig, memit
+from jaxedit.edit.weights.mend import MendConfig, mend
 from jaxedit.edit.weights.pmet import PmetConfig, pmet
 from jaxedit.edit.weights.rome import RomeConfig, rome
 from jaxedit.models.config import ModelConfig
@@ -45,6 +46,7 @@ EDITORS: dict[str, Method] = {
     "lora": Method(lora, LoraEditConfig),
     "adalora": Method(adalora, AdaLoraConfig),
     "kn": Method(kn, KnConfig),
+    "mend": Method(mend, MendConfig),
 }
 
 

@@ -22,6 +22,12 @@ def span(first: int, last: int) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
+def gate(gated: bool) -> Settings:
+    """The MLP's matrices, where there is a third."""
+    return {"targets": ("mlp/gate", "mlp/up", "mlp/down")} if gated else {}
+
+
+TRAINED = ("mend",)  # see edit/learner.py
 ONE = ("rome", "r-rome", "bird", "emmet")  # methods of one layer
 GPT = search(20, 0.5, 0.5, 4.0)
 LLAMA = search(25, 0.5, 1e-3, 4.0)
@@ -105,6 +111,16 @@ PAPER: dict[str, dict[str, Settings]] = {
         **{name: {} for name in LIKE_LLAMA},
     },
 }
+LAST = {
+    "gpt2-xl": {"layers": span(45, 47)},
+    "gpt-j-6b": {"layers": span(25, 27)},
+    **{
+        n: {"layers": span(29, 31)} | gate(True) for n in ("llama-2-7b", "llama-3-8b", "mistral-7b")
+    },
+    "llama-3.2-3b": {"layers": span(25, 27)} | gate(True),
+    "qwen2.5-7b": {"layers": span(25, 27)} | gate(True),
+}
+PAPER["mend"] = LAST
 PAPER["r-rome"] = PAPER["rome"]
 PAPER["ft-c"] = PAPER["ft-l"]
 
@@ -197,7 +213,14 @@ OURS: dict[str, dict[str, Settings]] = {
     "ft-c": {name: {"layer": 1, "lr": 5e-3, "bound": 0.05} for name in WORLDS},
     "lora": {name: {"stop_loss": 0.01} for name in WORLDS},
     "adalora": {name: {} for name in WORLDS},
+    **{
+        m: {name: {"layers": (1, 2, 3)} | gate(name == "world-llama") for name in WORLDS}
+        for m in TRAINED
+    },
 }
+for method in TRAINED:
+    for name, found in OURS[method].items():
+        found["trained"] = f"runs/{method}-{name}/editor"
 OURS["r-rome"] = OURS["bird"] = OURS["rome"]
 SOURCES = {"paper": (OURS, PAPER, EASYEDIT), "easyedit": (OURS, EASYEDIT, PAPER)}
 
@@ -237,6 +260,8 @@ def derived(method: str, model: ModelConfig) -> Settings:
     """
     if method in ("kn", "lora", "adalora"):  # find their layers themselves, or take all
         return {}
+    if method in TRAINED:  # as MEND's authors: the MLPs of the last three layers
+        return {"layers": span(max(model.layers - 3, 0), model.layers - 1)} | gate(model.gated)
     if method in ("ft-l", "ft-m", "ft-c"):
         bound = {"bound": 5e-4} if method == "ft-c" else {}
         return {"layer": round(0.66 * (model.layers - 1))} | bound

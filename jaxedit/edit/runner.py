@@ -16,11 +16,13 @@ import numpy as np
 
 from jaxedit import delta, merge
 from jaxedit.base import Delta, Deltas, Dense, LowRank, Write
+from jaxedit.checksum import checksum
 from jaxedit.data.aligned import Aligned, Groups, Requests, aligned
 from jaxedit.data.cases import EditRequest
 from jaxedit.data.contexts import contexts
 from jaxedit.data.documents import Source
 from jaxedit.data.world.vocabulary import is_world
+from jaxedit.edit import learned
 from jaxedit.edit.editor import Editor, State
 from jaxedit.edit.methods import configure, find, name_of, override
 from jaxedit.edit.record import Edit, origin
@@ -94,14 +96,19 @@ def prepare(
         cfg = configure(method, model.cfg, preset=preset, protocol=protocol, **overrides)
     else:
         method, cfg = name_of(method), override(method, overrides, model.cfg)
+    if trained := hasattr(cfg, "trained"):
+        cfg = learned.config(cfg.trained, cfg, method)
     editor = find(method).make(cfg)
     groups = contexts(editor.rows.contexts, model)
     about = origin(model, method=method, protocol=protocol, config=cfg, seed=seed, contexts=groups)
-    moments = None
+    given: Any = None
     if editor.stats:
-        moments = resolve(model, stats, editor.stats)
-        about["stats"] = {**moments.about, "tokens": moments.count}
-    state = editor.init(jax.random.key(seed), model, moments)
+        given = resolve(model, stats, editor.stats)
+        about["stats"] = {**given.about, "tokens": given.count}
+    elif trained:
+        given = learned.load(cfg.trained, method, cfg, editor.learner, model)
+        about["trained"] = checksum(given.trained)
+    state = editor.init(jax.random.key(seed), model, given)
     return Ready(editor, model, state, groups, about, size, skip, progress)
 
 

@@ -4,7 +4,7 @@ Every answer of every probe is a row: the prompt, then the answer. A row carries
 case; the unedited model reads the same rows in the same program. Free answers are decoded in
 batches in the same way. No weights are copied.
 
-Shapes: B rows, T columns, U answer tokens, E edits.
+Shapes: B rows, U answer tokens, E edits.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 
 from jaxedit.base import Array, Params
+from jaxedit.data.answers import Answers, answers, columns
 from jaxedit.data.requests import Batches, Marked, Row, bucket, pad, tokenise
 from jaxedit.edit.record import Edit
 from jaxedit.edit.stats import on_host
@@ -30,18 +31,6 @@ from jaxedit.progress import Progress, quiet
 from jaxedit.sharding import mesh_of, on_mesh_of
 
 ROWS = 256  # of a batch: beyond, nothing is gained
-SHORTEST = 4  # columns of answers, then doubled
-
-
-@struct.dataclass
-class Answers:
-    """Rows whose answers are looked at. NumPy arrays, put where the mesh wants them by jit."""
-
-    tokens_BT: Array
-    pos_BT: Array  # -1 at padding
-    at_BU: Array  # the column that says each token of the answer
-    target_BU: Array
-    mask_BU: Array  # False beyond a row's answer
 
 
 @struct.dataclass
@@ -261,26 +250,6 @@ def until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
     return tuple(tokens[:n])
 
 
-def columns(answer: int) -> int:
-    return max(SHORTEST, 1 << (answer - 1).bit_length())
-
-
 def behind(row: Row, edit: Edit, bos: int | None) -> Row:
     more = len(edit.prefix)
     return row._replace(tokens=with_prefix(edit, row.tokens, bos), prompt=row.prompt + more)
-
-
-def answers(rows: Sequence[Row], B: int) -> Answers:
-    """Rows as arrays, the last one repeated up to B."""
-    batch: Any = pad(rows, B, "right")
-    U = columns(max(len(r.tokens) - r.prompt for r in rows))
-    T = batch.tokens_BT.shape[1]
-    filled = [rows[min(b, len(rows) - 1)] for b in range(B)]
-    first_B = np.array([r.prompt for r in filled], np.int32)
-    size_B = np.array([len(r.tokens) - r.prompt for r in filled])
-    mask_BU = np.arange(U) < size_B[:, None]
-    token_BU = np.minimum(first_B[:, None] + np.arange(U, dtype=np.int32), T - 1)
-    target_BU = np.where(mask_BU, np.take_along_axis(batch.tokens_BT, token_BU, 1), 0)
-    at_BU = np.maximum(token_BU - 1, 0)
-    arrays: Any = (batch.tokens_BT, batch.pos_BT, at_BU, target_BU.astype(np.int32), mask_BU)
-    return Answers(*arrays)

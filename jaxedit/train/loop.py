@@ -34,6 +34,8 @@ class LoopConfig:
     eval_every: int = 0  # 0: only after the last step
     save_every: int = 500
     keep: int = 2  # checkpoints
+    best: str = ""  # a measure of the evaluations: the state where it was highest is the result
+    patience: int = 0  # evaluations without a better one after which training ends; 0: all steps
     tensorboard: bool = False  # the metrics also as TensorBoard events; needs tensorboardX
 
 
@@ -69,14 +71,16 @@ def run(
 ) -> tuple[Any, int]:
     """Trains until cfg.steps, from the last checkpoint in workdir if there is one.
 
-    Returns the state and the step: fewer than cfg.steps where SIGTERM asked to stop; then it is
-    saved, and the same call goes on from there. Metrics go to workdir/metrics.jsonl.
+    Returns the state (with cfg.best: the best one) and the step: fewer than cfg.steps where SIGTERM
+    asked to stop; then it is saved, and the same call goes on from there. Where patience ends it,
+    cfg.steps. Metrics go to workdir/metrics.jsonl.
     """
-    if cfg.steps < 1 or min(cfg.log_every, cfg.save_every, cfg.keep) < 1:
-        raise ValueError(f"{cfg}: steps, log_every, save_every and keep are at least 1")
+    check(cfg, task)
     workdir = Path(workdir)
     state = task.init()
-    with Checkpointer(workdir / "checkpoints", keep=cfg.keep) as saved, terminated() as stop:
+    keep_best = int(bool(cfg.best))
+    opened = Checkpointer(workdir / "checkpoints", keep=cfg.keep, keep_best=keep_best)
+    with opened as saved, terminated() as stop:
         step = 0
         if saved.latest is not None:
             step, state = saved.restore(state)
@@ -86,7 +90,8 @@ def run(
             watch = Watch(saved)
             clock, at = time.perf_counter(), step
             stopped = False
-            while step < cfg.steps and not stopped:
+            scores = measured(workdir, cfg.best)
+            while step < cfg.steps and not stopped and not tired(scores, cfg.patience):
                 state, metrics = task.update(state, task.batch(step))
                 step += 1
                 watch(step, metrics)
@@ -102,15 +107,45 @@ def run(
                     log(step, values | rate)
                     progress(step, cfg.steps)
                 due = cfg.eval_every and step % cfg.eval_every == 0
+                score = None
                 if task.evaluate and (due or last):
                     found = task.evaluate(state)
                     log(step, {f"eval/{k}": float(v) for k, v in found.items()})
                     clock, at = time.perf_counter(), step
+                    if cfg.best:
+                        score = float(found[cfg.best])
+                        scores.append(score)
                 # last, so that whatever belongs to a saved step is on disk before it
-                if step % cfg.save_every == 0 or last or stopped:
+                if step % cfg.save_every == 0 or last or stopped or score is not None:
                     watch.finish()  # nothing is saved after a loss that is not finite
-                    saved.save(step, state, metadata=dict(task.metadata))
+                    saved.save(step, state, metadata=dict(task.metadata), score=score)
+            if not stopped:
+                step = cfg.steps
+                if saved.best is not None:
+                    _, state = saved.restore(state, step=saved.best)
     return state, step
+
+
+def check(cfg: LoopConfig, task: Task) -> None:
+    if cfg.steps < 1 or min(cfg.log_every, cfg.save_every, cfg.keep) < 1:
+        raise ValueError(f"{cfg}: steps, log_every, save_every and keep are at least 1")
+    if cfg.best and not task.evaluate:
+        raise ValueError(f"best={cfg.best}: this task measures nothing; leave it out")
+    if cfg.patience and not (cfg.best and cfg.eval_every):
+        raise ValueError(f"patience={cfg.patience}: set best and eval_every as well")
+
+
+def measured(workdir: Path, name: str) -> list[float]:
+    """What the evaluations so far found."""
+    lines = read(workdir / "metrics.jsonl") if name else []
+    return [line[key] for line in lines if (key := f"eval/{name}") in line]
+
+
+def tired(scores: list[float], patience: int) -> bool:
+    """Has none of the last evaluations found better than those before."""
+    return (
+        bool(patience) and len(scores) - scores.index(max(scores)) > patience if scores else False
+    )
 
 
 class Watch:

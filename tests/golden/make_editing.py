@@ -35,6 +35,8 @@ KEEP = {
     "alphaedit/L2_10": r"(r\d/z_star|b\d/layer\d/upd_matrix)$",
     "ft/gpt2-tiny": rf"{FT}/(losses|delta/.*|prompt_ids|target_ids|full_ids)$",
     "knowledge_neurons/gpt2-tiny": r".*/(attr_steps20|prompt_ids|target_ids|baseline_acts)$",
+    "mend/networks": r"a/(u1|v1|u2|v2|(combine_.*|lowrank_nohid2|nonorm)/.*)$",
+    "mend/gpt2-tiny": r"(mend_init/.*|edit_lrs|s\d/(inner|outer|loc|grad|update|stats_after)/.*)$",
     "cov/gpt2-tiny_cov": r"(token_ids_flat|seq_lengths|C_layer[012]_float32|count_layer0)$",
 }
 
@@ -48,7 +50,14 @@ def main(source: str) -> None:
         np.savez_compressed(file, **{k: shrink(v) for k, v in kept.items()})
         if Path(f"{source}/{name}.json").exists():
             about = json.loads(Path(f"{source}/{name}.json").read_text())
-            fields = ("hparams", "context_templates", "projections", "runs")
+            fields = (
+                "hparams",
+                "context_templates",
+                "projections",
+                "runs",
+                "edits",
+                "inner_params",
+            )
             about = {k: about[k] for k in fields if k in about}
             (HERE / f"{name}.json").write_text(json.dumps(about))
     for file in ("requests.json", "cov/cov_texts.json"):

@@ -1,0 +1,14 @@
+r"""MEND: a network learns to turn the gradient of a fact into an edit.
+
+python -m jaxedit.train --config configs/mend.py:world
+jaxedit edit --model world --method mend --set trained=runs/mend-world/editor …
+"""
+
+from jaxedit.train.editor import for_model
+from jaxedit.train.loop import TrainConfig
+
+PRESETS = ("world", "world-llama", "gpt2-xl-zsre", "gpt-j-6b-zsre", "llama-2-7b-zsre")
+
+
+def config(preset: str = "world") -> TrainConfig:
+    return for_model("mend", preset)

@@ -1,0 +1,206 @@
+"""What an editor learns from: edits, each with another wording and with something it must leave
+alone, drawn anew at every step.
+
+A lesson is three rows: the request and its target, another wording and the same target, and a
+prompt that the edit does not concern, with its answer. Shapes: N lessons, T columns, U tokens.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxedit.data.answers import Answers, answers
+from jaxedit.data.asked import WORLD, edit_cases
+from jaxedit.data.cases import EditCase, EditRequest, Probe, Skipped
+from jaxedit.data.requests import Marked, Row, mark, tokenise
+from jaxedit.data.world.relations import RELATIONS, phrases
+
+NOWHERE = (-1, -1)
+PARTS = 3  # rows of a lesson
+LOCAL = (
+    "locality/relation_specificity",
+    "locality/neighborhood",
+    "locality/distracting",
+    "locality/unrelated",
+)
+Fact = tuple[str, str]  # subject, prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class LessonConfig:
+    sources: tuple[str, ...]  # as data/asked.py has them; a fact may have several, to other targets
+    without: tuple[str, ...] = ()  # sources whose facts are left out: those to be edited later
+    validation: int = 64  # facts that are kept for validation
+    said: tuple[str, ...] = ("rephrase",)  # keys of probes that have the new answer
+    kept: tuple[str, ...] = LOCAL  # keys of probes whose answers stay; each as often as the others
+    longest: int = 64  # tokens of a row; longer ones are left out
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sources or not self.kept or self.validation < 1:
+            raise ValueError(f"{self}: needs sources, kept, and at least one fact for validation")
+
+
+class Lesson(NamedTuple):
+    """An edit, tokenised."""
+
+    request: EditRequest
+    edit: Row
+    said: tuple[Row, ...]
+    kept: tuple[tuple[tuple[str, Row], ...], ...]  # by key: prompts and rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """Edits by fact: one of a fact's is drawn."""
+
+    facts: tuple[tuple[Lesson, ...], ...]
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def draw(self, step: int, count: int) -> list[Lesson]:
+        """`count` edits of different facts: every fact once before any comes again."""
+        if count > len(self.facts):
+            raise ValueError(f"{count} edits of different facts at once; there are {len(self)}")
+        out: list[Lesson] = []
+        for at in range(step * count, (step + 1) * count):
+            epoch, i = divmod(at, len(self.facts))
+            order = np.random.RandomState([self.seed, epoch]).permutation(len(self.facts))
+            variants = self.facts[order[i]]
+            random = np.random.RandomState([self.seed, epoch, i])
+            out.append(variants[random.randint(len(variants))])
+        return out
+
+    def batch(self, step: int, count: int) -> Answers:
+        """[N, 3, …]: of every lesson the edit, another wording, and what is kept. A prompt that
+        another edit of the batch concerns is not drawn.
+        """
+        return asked(self.draw(step, count), np.random.RandomState([self.seed, 1 << 20, step]))
+
+    def every(self, size: int) -> Iterator[Answers]:
+        """All facts once, the same ones each time, `size` at a time."""
+        for at in range(0, len(self.facts) - len(self.facts) % size or len(self.facts), size):
+            some = [variants[0] for variants in self.facts[at : at + size]]
+            yield asked(some, np.random.RandomState([self.seed, at]))
+
+
+def asked(some: Sequence[Lesson], random: np.random.RandomState) -> Answers:
+    """The rows of lessons, [N, 3, …]."""
+    edited = {lesson.request.text for lesson in some}
+    rows: list[Row] = []
+    for lesson in some:
+        rows += [lesson.edit, lesson.said[random.randint(len(lesson.said))]]
+        rows.append(pick(lesson, edited, random))
+    flat = answers(rows, len(rows))
+    return jax.tree.map(lambda x: x.reshape(-1, PARTS, x.shape[-1]), flat)
+
+
+def pick(lesson: Lesson, edited: set[str], random: np.random.RandomState) -> Row:
+    """What is kept: of a key, then of its prompts; the last resort is any."""
+    free = [[row for prompt, row in rows if prompt not in edited] for rows in lesson.kept]
+    free = [rows for rows in free if rows] or [[row for _, row in rows] for rows in lesson.kept]
+    rows = free[random.randint(len(free))]
+    return rows[random.randint(len(rows))]
+
+
+def load(cfg: LessonConfig, tokenizer: Any) -> tuple[Lessons, Lessons, list[Skipped]]:
+    """Lessons to train on and to validate on, of different facts, and what was left out."""
+    taken = {fact(r) for source in cfg.without for r in requests_of(source)}
+    cases: list[EditCase] = []
+    skipped: list[Skipped] = []
+    for source in cfg.sources:
+        found, left_out = edit_cases(source)
+        skipped += left_out
+        cases += [worded(case) if source.startswith(WORLD) else case for case in found]
+    alone = [case for case in cases if len(case.requests) == 1]
+    skipped += [Skipped(c.id, "several requests in one case") for c in cases if len(c.requests) > 1]
+    wanted = [case for case in alone if fact(case.request) not in taken]
+    by_fact: dict[Fact, list[Lesson]] = {}
+    for case, lesson in zip(wanted, lessons(wanted, cfg, tokenizer), strict=True):
+        if isinstance(lesson, str):
+            skipped.append(Skipped(case.id, lesson))
+        else:
+            by_fact.setdefault(fact(case.request), []).append(lesson)
+    if len(by_fact) <= cfg.validation:
+        why = f"; {skipped[0].row}: {skipped[0].reason}" if skipped else ""
+        raise ValueError(
+            f"{len(by_fact)} facts to learn from, of which {cfg.validation} are for validation: "
+            f"give more sources, or set validation{why}"
+        )
+    facts = [tuple(some) for some in by_fact.values()]
+    order = np.random.RandomState(cfg.seed).permutation(len(facts)).tolist()
+    held, rest = order[: cfg.validation], order[cfg.validation :]
+    choose = lambda some: Lessons(tuple(facts[i] for i in sorted(some)), cfg.seed)
+    return choose(rest), choose(held), skipped
+
+
+def requests_of(source: str) -> Iterator[EditRequest]:
+    for case in edit_cases(source)[0]:
+        yield from case.requests
+
+
+def fact(request: EditRequest) -> Fact:
+    return request.subject, request.prompt
+
+
+def worded(case: EditCase) -> EditCase:
+    """A world's case with the wordings that its texts use, in the place of those held out."""
+    target, subject = ((case.request.target,),), case.request.subject
+    texts = phrases(RELATIONS[case.info["relation"]])[1:]
+    said = tuple(Probe(text.replace("{}", subject), target, subject) for text in texts)
+    return dataclasses.replace(case, probes={**case.probes, "rephrase": said})
+
+
+def lessons(cases: Sequence[EditCase], cfg: LessonConfig, tokenizer: Any) -> Iterator[Lesson | str]:
+    """Every case as a lesson, or why it is none."""
+    texts: list[Marked] = []
+    number: dict[tuple[str, str], int] = {}
+
+    def add(prompt: str, answer: str) -> int:
+        if (prompt, answer) not in number:
+            number[prompt, answer] = len(texts)
+            texts.append(mark(prompt, answer, NOWHERE))
+        return number[prompt, answer]
+
+    plans = []
+    for case in cases:
+        request = case.request
+        said = [p for key in cfg.said for p in case.probes.get(key, ())]
+        kept = {
+            key: [
+                (p.prompt, add(p.prompt, p.names[0])) for p in case.probes.get(key, ()) if p.names
+            ]
+            for key in cfg.kept
+        }
+        edit = add(request.text, request.target)
+        plans.append((request, edit, [add(p.prompt, request.target) for p in said], kept))
+    found = dict(tokenise(tokenizer, list(enumerate(texts))))
+    for plan in plans:
+        yield settled(*plan, found, cfg)
+
+
+def settled(
+    request: EditRequest,
+    edit: int,
+    said: Sequence[int],
+    kept: Mapping[str, Sequence[tuple[str, int]]],
+    found: Mapping[int, Row | str],
+    cfg: LessonConfig,
+) -> Lesson | str:
+    """A lesson of the rows that could be made."""
+    good = lambda i: isinstance(found[i], Row) and len(found[i].tokens) <= cfg.longest
+    if not good(edit):
+        row = found[edit]
+        return row if isinstance(row, str) else f"{len(row.tokens)} tokens; longest={cfg.longest}"
+    rows: Any = found
+    mine = [tuple((p, rows[i]) for p, i in kept[key] if good(i)) for key in cfg.kept]
+    mine = [some for some in mine if some]
+    if not mine:
+        return f"nothing to be kept beside it: none of {', '.join(cfg.kept)}"
+    others = tuple(rows[i] for i in said if good(i)) or (rows[edit],)
+    return Lesson(request, rows[edit], others, tuple(mine))
