@@ -77,6 +77,9 @@ class ObjectiveConfig:
     together: bool = False  # the edits of a step are one, not one for each lesson
 
 
+PAPER = ObjectiveConfig()
+
+
 class Trainable(Protocol):
     """The config of a method that is trained."""
 

@@ -114,9 +114,9 @@ PAPER: dict[str, dict[str, Settings]] = {
 LAST = {
     "gpt2-xl": {"layers": span(45, 47)},
     "gpt-j-6b": {"layers": span(25, 27)},
-    **{
-        n: {"layers": span(29, 31)} | gate(True) for n in ("llama-2-7b", "llama-3-8b", "mistral-7b")
-    },
+    "llama-2-7b": {"layers": span(29, 31)} | gate(True),
+    "llama-3-8b": {"layers": span(29, 31)} | gate(True),
+    "mistral-7b": {"layers": span(29, 31)} | gate(True),
     "llama-3.2-3b": {"layers": span(25, 27)} | gate(True),
     "qwen2.5-7b": {"layers": span(25, 27)} | gate(True),
 }

@@ -15,6 +15,8 @@ from jaxedit.edit.weights.mend import MendConfig
 
 OPT = MendConfig(layers=(2, 3), targets=("mlp/down", "mlp/up"), rank=8)
 TORCH = {"mlp/down": "mlp.c_proj.weight", "mlp/up": "mlp.c_fc.weight"}
+PARTS = {"U": "u", "V": "v", "b": "bias", "scale": "mode_scale.weight"}
+PARTS["shift"] = "mode_shift.weight"
 PAIRS = {"u_mean": "u_mean", "v_mean": "v_mean", "u_sum": "u_s", "v_sum": "v_s"}
 
 
@@ -130,8 +132,7 @@ def test_edits_gradients_and_statistics_are_the_authors(step):
     np.testing.assert_allclose(metrics["loss"], edits["l_total"], rtol=1e-4)
     for I, O in SIZES:
         for i in "01":
-            for ours, theirs in (("U", "u"), ("V", "v"), ("b", "bias"),
-                                 ("scale", "mode_scale.weight"), ("shift", "mode_shift.weight")):  # fmt: skip
+            for ours, theirs in PARTS.items():
                 wanted = arrays[f"s{step}/grad/({I}, {O}).mlp.layers.{i}.{theirs}"]
                 found = grad["networks"][f"{I}x{O}"][i][ours]
                 if np.abs(wanted).max() > 0:

@@ -50,14 +50,7 @@ def main(source: str) -> None:
         np.savez_compressed(file, **{k: shrink(v) for k, v in kept.items()})
         if Path(f"{source}/{name}.json").exists():
             about = json.loads(Path(f"{source}/{name}.json").read_text())
-            fields = (
-                "hparams",
-                "context_templates",
-                "projections",
-                "runs",
-                "edits",
-                "inner_params",
-            )
+            fields = ("hparams", "context_templates", "projections", "runs", "edits")
             about = {k: about[k] for k in fields if k in about}
             (HERE / f"{name}.json").write_text(json.dumps(about))
     for file in ("requests.json", "cov/cov_texts.json"):

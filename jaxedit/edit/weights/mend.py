@@ -27,7 +27,16 @@ from jaxedit.base import Array, LowRank, Params
 from jaxedit.edit import descent, inner
 from jaxedit.edit.editor import Editor, RowsConfig
 from jaxedit.edit.inner import Factors, Places
-from jaxedit.edit.learner import Deltas, Learned, Learner, ObjectiveConfig, Part, Tree, editor
+from jaxedit.edit.learner import (
+    PAPER,
+    Deltas,
+    Learned,
+    Learner,
+    ObjectiveConfig,
+    Part,
+    Tree,
+    editor,
+)
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.sites import matrices
 
@@ -44,7 +53,7 @@ class MendConfig:
     rank: int = 1920  # of its layers; at most their width [rank]
     norm: bool = True  # [norm]
     step: float = 1e-4  # α at the start [edit_lr]
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = PAPER
     rows: RowsConfig = descent.ROWS
     trained: str = ""  # the folder that training has made
 
