@@ -23,9 +23,10 @@ def requests(source: str, limit: int = 0) -> tuple[list[EditRequest], list[Skipp
 def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skipped]]:
     """The first `limit` cases (0: all), and what was left out.
 
-    source: world:SIZE:SEED:COUNT[:KIND+KIND]; NAME:PATH of a dataset (counterfact:folder); or a
-    file of JSON lines, or of a JSON list, with prompt (with {} for the subject, or naming it),
-    subject, target and, if known, ground_truth.
+    source: world:SIZE:SEED:COUNT[:KIND+KIND[:DRAW]], where another number DRAW draws other facts
+    and targets of the same world; NAME:PATH of a dataset (counterfact:folder); or a file of JSON
+    lines, or of a JSON list, with prompt (with {} for the subject, or naming it), subject, target
+    and, if known, ground_truth.
     """
     if source.startswith(WORLD):
         return of_world(source, limit), []
@@ -47,11 +48,14 @@ def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skippe
 
 
 def of_world(source: str, limit: int) -> list[EditCase]:
-    size, seed, count, kinds, *more = [*source.removeprefix(WORLD).split(":"), "", "", ""][:5]
-    if not (seed.isdigit() and count.isdigit()) or any(more):
-        raise ValueError(f"requests {source!r}: write world:SIZE:SEED:COUNT[:KIND+KIND]")
+    fields = source.removeprefix(WORLD).split(":")
+    size, seed, count, kinds, draw = [*fields, *[""] * 5][:5]
+    numbers = (seed, count, draw or "0")
+    if not all(n.isdigit() for n in numbers) or len(fields) > 5:
+        raise ValueError(f"requests {source!r}: write world:SIZE:SEED:COUNT[:KIND+KIND[:DRAW]]")
     world, most = make(size, int(seed)), min(int(count), limit or int(count))
-    return list(cases(world, most, kinds=tuple((kinds or "counterfactual").split("+"))))
+    some = tuple((kinds or "counterfactual").split("+"))
+    return list(cases(world, most, seed=int(draw or 0), kinds=some))
 
 
 def from_file(file: Path, limit: int) -> tuple[list[EditRequest], list[Skipped]]:

@@ -179,9 +179,15 @@ def lessons(cases: Sequence[EditCase], cfg: LessonConfig, tokenizer: Any) -> Ite
         }
         edit = add(request.text, request.target)
         plans.append((request, edit, [add(p.prompt, request.target) for p in said], kept))
-    found = dict(tokenise(tokenizer, list(enumerate(texts))))
+    found = {i: fitting(row, cfg) for i, row in tokenise(tokenizer, list(enumerate(texts)))}
     for plan in plans:
         yield settled(*plan, found, cfg)
+
+
+def fitting(row: Row | str, cfg: LessonConfig) -> Row | str:
+    if isinstance(row, str) or len(row.tokens) <= cfg.longest:
+        return row
+    return f"{len(row.tokens)} tokens; longest={cfg.longest}"
 
 
 def settled(
@@ -193,14 +199,11 @@ def settled(
     cfg: LessonConfig,
 ) -> Lesson | str:
     """A lesson of the rows that could be made."""
-    good = lambda i: isinstance(found[i], Row) and len(found[i].tokens) <= cfg.longest
-    if not good(edit):
-        row = found[edit]
-        return row if isinstance(row, str) else f"{len(row.tokens)} tokens; longest={cfg.longest}"
-    rows: Any = found
-    mine = [tuple((p, rows[i]) for p, i in kept[key] if good(i)) for key in cfg.kept]
+    if isinstance(row := found[edit], str):
+        return row
+    rows = lambda some: [r for i in some if isinstance(r := found[i], Row)]
+    mine = [tuple((p, r) for p, i in kept[key] for r in rows([i])) for key in cfg.kept]
     mine = [some for some in mine if some]
     if not mine:
         return f"nothing to be kept beside it: none of {', '.join(cfg.kept)}"
-    others = tuple(rows[i] for i in said if good(i)) or (rows[edit],)
-    return Lesson(request, rows[edit], others, tuple(mine))
+    return Lesson(request, row, tuple(rows(said)) or (row,), tuple(mine))
