@@ -7,7 +7,8 @@ jaxedit edit --model world --method mend --set trained=runs/mend-world/editor â€
 from jaxedit.train.editor import for_model
 from jaxedit.train.loop import TrainConfig
 
-PRESETS = ("world", "world-llama", "gpt2-xl-zsre", "gpt-j-6b-zsre", "llama-2-7b-zsre")
+PRESETS = ("world", "world-llama", "world-people", "world-things", "gpt2-xl-zsre", "gpt-j-6b-zsre",
+           "llama-2-7b-zsre")  # fmt: skip
 
 
 def config(preset: str = "world") -> TrainConfig:

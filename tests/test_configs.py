@@ -11,6 +11,7 @@ from jaxedit.edit.methods import EDITORS, name_of
 from jaxedit.edit.task import EditTask
 from jaxedit.evaluate.ability import AbilityTask
 from jaxedit.evaluate.task import EvaluateTask
+from jaxedit.train.editor import EditorConfig
 from jaxedit.train.loop import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -19,10 +20,24 @@ ALL = [f"{f}:{preset}" for f in FILES for preset in settings.load(str(f))[1]]
 LOADED = {spec: settings.load(spec)[0] for spec in ALL}
 of = lambda kind: [spec for spec, cfg in LOADED.items() if isinstance(cfg, kind)]
 TRAIN, EDIT, EVALUATE, ABILITY = map(of, (TrainConfig, EditTask, EvaluateTask, AbilityTask))
+EDITOR = [spec for spec in TRAIN if isinstance(LOADED[spec].task, EditorConfig)]
+LANGUAGE = [spec for spec in TRAIN if spec not in EDITOR]
 short = lambda spec: Path(spec).name
 
 
-@pytest.mark.parametrize("spec", TRAIN, ids=short)
+@pytest.mark.parametrize("spec", EDITOR, ids=short)
+def test_a_preset_of_a_trained_editor_loads_and_can_be_changed(spec):
+    cfg = LOADED[spec]
+    changed = settings.override(
+        cfg,
+        ["loop.steps=7", "task.batch=4", "task.lessons.sources=a.jsonl", "task.editor.trained="],
+    )
+    assert (changed.loop.steps, changed.task.batch) == (7, 4)
+    assert changed.task.lessons.sources == ("a.jsonl",)
+    assert EDITORS[name_of(cfg.task.editor)].make(cfg.task.editor).learner is not None
+
+
+@pytest.mark.parametrize("spec", LANGUAGE, ids=short)
 def test_a_preset_of_training_loads_and_can_be_changed(spec):
     cfg = LOADED[spec]
     changed = settings.override(cfg, ["loop.steps=7", "task.optimizer.lr=0.5", "task.mesh.data=2"])

@@ -23,10 +23,10 @@ def requests(source: str, limit: int = 0) -> tuple[list[EditRequest], list[Skipp
 def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skipped]]:
     """The first `limit` cases (0: all), and what was left out.
 
-    source: world:SIZE:SEED:COUNT[:KIND+KIND[:DRAW]], where another number DRAW draws other facts
-    and targets of the same world; NAME:PATH of a dataset (counterfact:folder); or a file of JSON
-    lines, or of a JSON list, with prompt (with {} for the subject, or naming it), subject, target
-    and, if known, ground_truth.
+    source: world:SIZE:SEED:COUNT[:KIND+KIND[:DRAW[:RELATION+RELATION]]], where another number DRAW
+    draws other facts and targets of the same world; NAME:PATH of a dataset (counterfact:folder); or
+    a file of JSON lines, or of a JSON list, with prompt (with {} for the subject, or naming it),
+    subject, target and, if known, ground_truth.
     """
     if source.startswith(WORLD):
         return of_world(source, limit), []
@@ -49,13 +49,15 @@ def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skippe
 
 def of_world(source: str, limit: int) -> list[EditCase]:
     fields = source.removeprefix(WORLD).split(":")
-    size, seed, count, kinds, draw = [*fields, *[""] * 5][:5]
+    size, seed, count, kinds, draw, relations = [*fields, *[""] * 6][:6]
     numbers = (seed, count, draw or "0")
-    if not all(n.isdigit() for n in numbers) or len(fields) > 5:
-        raise ValueError(f"requests {source!r}: write world:SIZE:SEED:COUNT[:KIND+KIND[:DRAW]]")
+    if not all(n.isdigit() for n in numbers) or len(fields) > 6:
+        form = "world:SIZE:SEED:COUNT[:KIND+KIND[:DRAW[:RELATION+RELATION]]]"
+        raise ValueError(f"requests {source!r}: write {form}")
     world, most = make(size, int(seed)), min(int(count), limit or int(count))
     some = tuple((kinds or "counterfactual").split("+"))
-    return list(cases(world, most, seed=int(draw or 0), kinds=some))
+    named = tuple(relations.split("+")) if relations else ()
+    return list(cases(world, most, seed=int(draw or 0), kinds=some, relations=named))
 
 
 def from_file(file: Path, limit: int) -> tuple[list[EditRequest], list[Skipped]]:

@@ -14,6 +14,7 @@ from jaxedit.base import Array
 from jaxedit.data.answers import Answers
 from jaxedit.data.lessons import LessonConfig, Lessons
 from jaxedit.data.lessons import load as load_lessons
+from jaxedit.data.world.facts import make
 from jaxedit.edit import learned as saved
 from jaxedit.edit import learner as learners
 from jaxedit.edit.learner import Learned
@@ -35,8 +36,13 @@ ADAM = OptimizerConfig(
 FOLDER = "editor"
 
 
-WORLD = "world:small:0:200"  # what configs edit: nothing of it is learned from
+WORLD = "world:small:0:200"  # what is edited of a world
 ZSRE = "zsre:data/zsre/zsre_mend_train.json"
+# Of the world's facts, those that an editor for a part of them learns from.
+DOMAINS = {
+    "people": ("birthplace", "profession", "employer", "spouse"),
+    "things": ("maker", "color", "price_2019", "price_2023", "author", "genre", "setting"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,24 +75,39 @@ class EditorConfig:
 
 
 def for_model(method: str, preset: str, **changes: Any) -> TrainConfig:
-    """Training of a method on a model: that which ships, on its world, or MODEL-zsre. changes:
-    fields of EditorConfig and, of `loop`, of LoopConfig.
+    """Training of a method on MODEL-zsre, or on a model that ships and its world: all of it, or
+    MODEL-people, MODEL-things. changes: fields of EditorConfig and, in `loop`, of LoopConfig.
     """
-    name = preset.removesuffix("-zsre")
-    loop = {"eval_every": 100, "save_every": 500, "log_every": 20, "best": "score"}
-    if name == preset:
-        sources = tuple(f"world:small:0:776:{kind}" for kind in ("counterfactual",))
-        lessons = LessonConfig(sources, without=(WORLD,))
-        how: dict[str, Any] = {"batch": 32, "dtype": "float32", "step_lr": 1e-3,
-                               "optimizer": dataclasses.replace(ADAM, lr=1e-4)}  # fmt: skip
-        loop |= {"steps": 1000}
-    else:
+    name, _, domain = preset.rpartition("-")
+    name, domain = (name, domain) if domain in ("zsre", *DOMAINS) else (preset, "")
+    loop: dict[str, Any] = {"eval_every": 100, "save_every": 500, "log_every": 20, "best": "score"}
+    if domain == "zsre":
         lessons, how = LessonConfig((ZSRE,), validation=500), {"dtype": "bfloat16"}
         loop |= {"steps": 100_000, "eval_every": 1000, "save_every": 1000, "patience": 20}
+    else:
+        lessons = of_world(DOMAINS.get(domain, ()))
+        how = {"batch": 32, "dtype": "float32", "step_lr": 1e-5,
+               "optimizer": dataclasses.replace(ADAM, lr=2e-5, schedule="linear")}  # fmt: skip
+        loop |= {"steps": 1500}
     loop |= changes.pop("loop", {})
     editor = configure(method, None, preset=name)
     task = EditorConfig(MODELS[name].hub, lessons, editor, **how | changes)
     return TrainConfig(task, LoopConfig(**loop), f"runs/{method}-{preset}")
+
+
+def held_out(relations: tuple[str, ...] = ()) -> str:
+    """What is edited of a world: nobody learns from it."""
+    return f"world:small:0:60:counterfactual:0:{'+'.join(relations)}" if relations else WORLD
+
+
+def of_world(relations: tuple[str, ...]) -> LessonConfig:
+    """Other facts than those: several targets for each, and as many about things that are new."""
+    count = sum(not relations or name in relations for _, name in make("small").facts)
+    draws = [("counterfactual", draw) for draw in range(4)]
+    draws += [("insertion", draw) for draw in range(10, 14)]
+    of = ":" + "+".join(relations) if relations else ""
+    sources = tuple(f"world:small:0:{count}:{kind}:{draw}{of}" for kind, draw in draws)
+    return LessonConfig(sources, without=(held_out(relations),))
 
 
 def editor_task(cfg: EditorConfig, steps: int, progress: Progress = quiet) -> Task:
@@ -104,7 +125,8 @@ def of_model(cfg: EditorConfig, model: Model, steps: int) -> Task:
     check(cfg, model, train)
     optimizer = adamw(cfg.optimizer, steps, False)
     rate = learning_rate(cfg.optimizer, steps)
-    params, how = model.params, {"learner": learner, "opt": opt, "cfg": model.cfg}
+    params = learner.given(opt, model) if learner.given else model.params
+    how = {"learner": learner, "opt": opt, "cfg": model.cfg}
 
     def init() -> Any:
         now = saved.start(jax.random.key(cfg.seed), learner, opt, model)
@@ -126,7 +148,7 @@ def of_model(cfg: EditorConfig, model: Model, steps: int) -> Task:
         with on_mesh_of(params):
             for lessons in parts:
                 more, found, running = learners.gradient(now, params, lessons, **how)
-                now = now.replace(running=running)
+                now = Learned(now.trained, running)
                 first = grads is None
                 grads = more if first else jax.tree.map(jnp.add, grads, more)
                 metrics = found if first else jax.tree.map(jnp.add, metrics, found)

@@ -13,6 +13,7 @@ from jaxedit.data.asked import requests
 from jaxedit.data.lessons import LessonConfig
 from jaxedit.edit.methods import find
 from jaxedit.edit.weights.mend import MendConfig
+from jaxedit.sharding import MeshConfig, make_mesh
 from jaxedit.train.editor import ADAM, EditorConfig, for_model, of_model
 from jaxedit.train.loop import LoopConfig, read, run
 
@@ -154,9 +155,56 @@ def test_what_does_not_fit_is_told():
 
 
 def test_accumulated_parts_are_one_step(world):
-    whole, parts = of_model(CFG, world, 1), of_model(dataclasses.replace(CFG, accumulate=2), world, 1)
+    whole, parts = (
+        of_model(CFG, world, 1),
+        of_model(dataclasses.replace(CFG, accumulate=2), world, 1),
+    )
     assert [len(x) for x in parts.batch(0)] == [4, 4]
     a, _ = whole.update(whole.init(), whole.batch(0))
     b, _ = parts.update(parts.init(), parts.batch(0))
     mean = lambda state: np.asarray(state["learned"].running["512x128"]["u_mean"])
     np.testing.assert_allclose(mean(a), mean(b), rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """The model cut over eight devices, and a task there."""
+    mesh = make_mesh(1, 8, 1)
+    model = jaxedit.load("world", mesh=mesh, dtype="float32")
+    cfg = dataclasses.replace(CFG, mesh=MeshConfig(1, 8, 1))
+    return model, of_model(cfg, model, 4)
+
+
+def held(tree):
+    """Bytes in all, and on the device that holds most."""
+    arrays = jax.tree.leaves(tree)
+    each = {}
+    for x in arrays:
+        for shard in x.addressable_shards:
+            each[shard.device] = each.get(shard.device, 0) + shard.data.nbytes
+    return sum(x.nbytes for x in arrays), max(each.values())
+
+
+def test_eight_devices_hold_an_eighth_each(eight):
+    """Of the model, of what is trained, and of Adam's moments, before and after a step."""
+    model, task = eight
+    state = task.init()
+    before = held((model.params, state))
+    state, _ = task.update(state, task.batch(0))
+    after = held((model.params, state))
+    for total, most in (before, after):
+        # scales and shifts of single matrices, norms and biases are what is not cut
+        assert most <= total / 8 * 1.05
+
+
+def test_a_step_on_eight_devices_is_a_step_on_one(world, eight):
+    _, there = eight
+    here = of_model(CFG, world, 4)
+    a, one = here.update(here.init(), here.batch(0))
+    b, two = there.update(there.init(), there.batch(0))
+    for name in ("loss", "edit_loss", "local_kl", "grad_norm"):
+        np.testing.assert_allclose(one[name], two[name], rtol=2e-4)
+    moved = lambda s: np.asarray(s["learned"].trained["networks"]["512x128"]["0"]["U"])
+    np.testing.assert_allclose(moved(a), moved(b), atol=2e-5)
+    found, wanted = there.evaluate(b), here.evaluate(a)
+    assert found == pytest.approx(wanted, abs=1e-3)

@@ -28,17 +28,25 @@ UNRELATED = 5
 
 
 def cases(
-    world: World, count: int, *, seed: int = 0, kinds: tuple[str, ...] = ("counterfactual",)
+    world: World,
+    count: int,
+    *,
+    seed: int = 0,
+    kinds: tuple[str, ...] = ("counterfactual",),
+    relations: tuple[str, ...] = (),
 ) -> Iterator[EditCase]:
-    """`count` edits of different facts, the kinds in turn."""
+    """`count` edits of different facts (of these relations, if named), the kinds in turn."""
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"a kind of edit {unknown[0]!r}: one of {', '.join(KINDS)}")
     random = np.random.RandomState(seed)
     names = Names(random)
     names.taken |= {n for entity in world.kind for n in world.names(entity)}
-    facts = list(world.facts)
+    if unknown := [name for name in relations if name not in RELATIONS]:
+        raise ValueError(f"a relation {unknown[0]!r}: one of {', '.join(RELATIONS)}")
+    facts = [fact for fact in world.facts if not relations or fact[1] in relations]
     if count > len(facts):
-        raise ValueError(f"{count} edits of a world with {len(facts)} facts")
+        of = f" of {', '.join(relations)}" if relations else ""
+        raise ValueError(f"{count} edits of a world with {len(facts)} facts{of}")
     order = random.permutation(len(facts))
     for i in range(count):
         kind = kinds[i % len(kinds)]
