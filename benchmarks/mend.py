@@ -16,6 +16,7 @@ gpt-j-6b, llama-2-7b (the default is both).
 import dataclasses
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def lessons(vocab: int, rows: int, columns: int) -> Answers:
     at = np.broadcast_to(np.arange(columns - ANSWER - 1, columns - 1), (rows, 3, ANSWER))
     target = tokens[..., columns - ANSWER :]
     mask = np.ones(target.shape, bool)
-    return Answers(tokens, np.array(pos), np.array(at, np.int32), target, mask)
+    arrays: Any = (tokens, np.array(pos), np.array(at, np.int32), target, mask)
+    return Answers(*arrays)
 
 
 def step_of(model: Model, opt: MendConfig) -> tuple[Any, Any]:
@@ -135,12 +137,13 @@ class Torch:
         self.tokens = torch.tensor(rows.tokens_BT.astype(np.int64))
         self.factors: dict[str, list[Any]] = {}
         for name, module in self.modules.items():
-            module.register_forward_hook(
-                lambda m, x, y, name=name: self.factors.__setitem__(name, [x[0].detach()])
-            )
-            module.register_full_backward_hook(
-                lambda m, gx, gy, name=name: self.factors[name].append(gy[0].detach())
-            )
+            module.register_forward_hook(partial(self.look, name))
+
+    def look(self, name: str, module: Any, x: Any, y: Any) -> None:
+        """A matrix's input, and the gradient of its output when that comes."""
+        seen = self.factors[name] = [x[0].detach()]
+        if y.requires_grad:
+            y.register_hook(lambda grad: seen.append(grad.detach()))
 
     def loss(self, logits: Any, tokens: Any) -> Any:
         kept = logits[:, -ANSWER - 1 : -1].reshape(-1, logits.shape[-1])
@@ -156,9 +159,9 @@ class Torch:
                 zero = self.torch.zeros_like(x)
                 stats[f"{side}_s"] = stats.get(f"{side}_s", zero) + (x - old) * (x - new)
 
-    def transformed(self, name: str) -> Any:
+    def transformed(self, name: str, u: Any, v: Any) -> Any:
         torch = self.torch
-        u, v = (x.flatten(0, 1) for x in self.factors[name])
+        u, v = u.flatten(0, 1), v.flatten(0, 1)
         used = (u != 0).any(-1) & (v != 0).any(-1)
         u, v = u[used], v[used]
         shape = tuple(self.modules[name].weight.shape)
@@ -182,7 +185,8 @@ class Torch:
             edit, said, kept = edit[None], said[None], kept[None]
             loss = self.loss(self.model(edit).logits, edit)
             torch.autograd.grad(loss, [m.weight for m in self.modules.values()])
-            changes = {name: self.transformed(name) for name in self.modules}
+            factors, self.factors = self.factors, {}
+            changes = {name: self.transformed(name, *factors[name]) for name in self.modules}
             with torch.no_grad():
                 before = self.model(kept).logits.log_softmax(-1)
             put = {f"{n}.weight": m.weight.detach() + changes[n] for n, m in self.modules.items()}

@@ -125,8 +125,9 @@ def generate(argv: Sequence[str]) -> None:
     import jaxedit
 
     edit = jaxedit.Edit.load(args.edit) if args.edit else jaxedit.Edit()
-    if edit.prefix:
-        raise ValueError(f"{args.edit}: an edit with prefix tokens, which generate cannot apply")
+    if edit.prefix or edit.router is not None:
+        what = "a router" if edit.router is not None else "prefix tokens"
+        raise ValueError(f"{args.edit}: an edit with {what}, which generate cannot apply")
     reading = Meter("reading", "weights")
     model = jaxedit.load(args.model, cli.placement(args), args.dtype, progress=reading)
     edit.check(model, force=args.force)

@@ -116,18 +116,21 @@ def report(
     args: argparse.Namespace,
 ) -> None:
     """What the model says before and after, and what it took."""
-    import jaxedit
+    from jaxedit.edit.record import Edit
+    from jaxedit.edit.room import room
     from jaxedit.edit.task import said
+    from jaxedit.evaluate.ask import Asker
 
     failed = [reason for e in edits for reason in e.provenance.get("failed", ())]
     for reason in failed[:5]:
         print(f"failed: {reason}", file=sys.stderr)
     if len(asked) == 1 and not failed:
         (request,), (edit,) = asked, edits
-        say = lambda **how: jaxedit.generate(model, request.text, max_new_tokens=8, **how)[0]
+        asker = Asker(model, room(model))
+        say = lambda edit: asker.continued([request.text], [0], [edit], 8)[0]
         result = edit.provenance["result"]
-        print(f"before  {request.text}{say()}")
-        print(f"after   {request.text}{say(deltas=edit.deltas, writes=edit.writes)}")
+        print(f"before  {request.text}{say(Edit())}")
+        print(f"after   {request.text}{say(edit)}")
         parts = [f"{k} {result[k]:.3g}" for k in ("loss", "steps", "neurons") if k in result]
         numbers = ", ".join(parts)
         print(f"        {args.method}, {seconds:.1f} s; {numbers}, norm {result['norm']:.3g}")

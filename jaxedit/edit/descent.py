@@ -189,10 +189,16 @@ def join(parts: Sequence[tuple[Tree, Info]]) -> tuple[Tree, Info]:
     return parts[0] if len(parts) == 1 else (together(1, xs), together(0, infos))
 
 
-def sized(deltas: dict[str, Delta], info: Info) -> Info:
+def sized(deltas: dict[str, Any], info: Info) -> Info:
     """With the Frobenius norm of each request's change, over all its matrices."""
-    square = sum(jnp.square(size).sum(0) for size in delta.norm(deltas).values())
-    return info | {"norm": jnp.broadcast_to(jnp.sqrt(square), info["loss"].shape)}
+    squares = lambda d: [jnp.square(size).sum(0) for size in delta.norm(d).values()]
+    total = lambda d: jnp.stack(squares(d)).sum(0)
+    N = len(info["loss"])
+    if any(isinstance(d, tuple) for d in deltas.values()):  # their sums are whole matrices
+        square = jnp.stack([total(delta.row(deltas, i)) for i in range(N)])
+    else:
+        square = total(deltas)
+    return info | {"norm": jnp.broadcast_to(jnp.sqrt(square), N)}
 
 
 def flat(batch: Aligned) -> tuple[Array, Array]:

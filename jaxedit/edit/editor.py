@@ -18,6 +18,7 @@ from flax import struct
 from jaxedit.base import Array, Delta, Params
 from jaxedit.data.aligned import ABOUT, Aligned, Others, Token
 from jaxedit.data.contexts import BARE, ContextConfig
+from jaxedit.edit.router import Router
 from jaxedit.models.config import Model, ModelConfig
 
 State = Any
@@ -40,6 +41,7 @@ class EditResult:
     deltas: dict[str, Delta]  # of `edit`: shared; of `each`: one per request, [n, N, …]
     info: dict[str, Array]  # [N] each: "failed" is the step at which it failed, or -1
     writes: dict[str, Any] = struct.field(default_factory=dict)  # as deltas; mostly none
+    router: Router | None = None  # a memory of each request; of `edit`: of all of them
 
 
 @struct.dataclass

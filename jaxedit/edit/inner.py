@@ -10,7 +10,7 @@ Shapes as in data.answers; n layers, I and O a matrix [I, O], V vocab.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -106,9 +106,8 @@ def told(params: Params, x_BTD: Array, rows: Answers, cfg: ModelConfig) -> Array
 def whole(rows: Answers) -> Answers:
     """The same rows, of which every token's successor is looked at (and none is a target)."""
     every_BT = jnp.broadcast_to(jnp.arange(rows.pos_BT.shape[1]), rows.pos_BT.shape)
-    return rows.replace(
-        at_BU=every_BT, target_BU=jnp.zeros_like(every_BT), mask_BU=jnp.asarray(rows.pos_BT) >= 0
-    )
+    real_BT = jnp.asarray(rows.pos_BT) >= 0
+    return Answers(rows.tokens_BT, rows.pos_BT, every_BT, jnp.zeros_like(every_BT), real_BT)
 
 
 def nll(logp_BUV: Array, rows: Answers) -> Array:
@@ -182,3 +181,18 @@ def factors(
 def used(f: Factors) -> Array:
     """Which tokens have a part in the gradient, [n, B, T]."""
     return (f.u != 0).any(-1) & (f.v != 0).any(-1)
+
+
+def cut(lessons: Answers, chunk: int) -> Answers:
+    """Lessons [N, …] as [N / chunk, chunk, …]."""
+    if (N := len(lessons)) % (size := min(chunk, N)):
+        raise ValueError(f"chunk={chunk} does not divide the step's {N} lessons")
+    return jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, size, *x.shape[1:]), lessons)
+
+
+def summed(of: Callable[[Any], Any], chunks: Any) -> Any:
+    """The sum of what a function makes of every chunk, one after another."""
+    shapes = jax.eval_shape(of, jax.tree.map(lambda x: x[0], chunks))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add = lambda total, some: (jax.tree.map(jnp.add, total, of(some)), None)
+    return jax.lax.scan(add, zero, chunks)[0]

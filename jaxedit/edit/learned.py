@@ -20,7 +20,7 @@ from jaxedit.progress import is_first
 from jaxedit.sharding import mesh_of, place
 
 # What a user may set anew; the rest is as it was trained.
-FREE = ("trained", "rows")
+FREE = ("trained", "rows", "threshold", "soft")
 
 
 def base_of(cfg: ModelConfig) -> dict[str, Any]:

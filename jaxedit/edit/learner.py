@@ -47,6 +47,12 @@ class Learner(NamedTuple):
     # (learned, params, lessons, config, model's config) -> gradient, metrics, running; None: the
     # objective's, of lessons [N, 3, …]
     gradient: Callable[..., tuple[Tree, Metrics, Tree]] | None = None
+    # what is left of it for the edits that follow one in a sequence; None: all
+    after: Callable[[Any], Any] | None = None
+    # as `gradient` -> metrics with "score"; None: those of the objective
+    measure: Callable[..., Metrics] | None = None
+    # (config, model) -> what `gradient` and `measure` get as params; None: the model's
+    given: Callable[[Any, Model], Any] | None = None
 
 
 @struct.dataclass
@@ -111,7 +117,8 @@ def editor(cfg: Trainable, learner: Learner) -> Editor:
         return EditResult(deltas, descent.sized(deltas, info))
 
     def edit(state: State, params: Params, batches: Batches) -> tuple[EditResult, State]:
-        return change(state, params, batches, False), state
+        later = learner.after(state.learned) if learner.after else state.learned
+        return change(state, params, batches, False), State(later, state.cfg)
 
     def each(state: State, params: Params, batches: Batches) -> EditResult:
         parts = [change(state, params, (batch,), True) for batch in batches]
@@ -126,26 +133,22 @@ def editor(cfg: Trainable, learner: Learner) -> Editor:
 
 def joined(some: Sequence[Deltas]) -> Deltas:
     """Changes of several batches, one for each request, side by side."""
-    if len(some) == 1:
-        return some[0]
-    rank = {path: max(d[path].a.shape[-1] for d in some) for path in some[0]}
+    return {path: side_by_side([d[path] for d in some]) for path in some[0]}
 
-    def wide(x: LowRank, R: int) -> LowRank:
-        more = R - x.a.shape[-1]
-        a = jnp.pad(x.a, [(0, 0)] * (x.a.ndim - 1) + [(0, more)])
-        b = jnp.pad(x.b, [(0, 0)] * (x.b.ndim - 2) + [(0, more), (0, 0)])
-        return LowRank(a, b, x.layers)
 
-    out: Deltas = {}
-    for path, first in some[0].items():
-        xs = [d[path] for d in some]
-        if isinstance(first, Dense):
-            out[path] = Dense(jnp.concatenate([x.w for x in xs], 1), first.layers)
-        else:
-            xs = [wide(x, rank[path]) for x in xs]
-            a, b = (jnp.concatenate(z, 1) for z in ([x.a for x in xs], [x.b for x in xs]))
-            out[path] = LowRank(a, b, first.layers)
-    return out
+def side_by_side(xs: Sequence[Any]) -> Any:
+    first = xs[0]
+    if isinstance(first, tuple):
+        return tuple(side_by_side(x) for x in zip(*xs, strict=True))
+    if isinstance(first, Dense):
+        shared = first.w.ndim == 3
+        return first if shared else Dense(jnp.concatenate([x.w for x in xs], 1), first.layers)
+    R = max(x.a.shape[-1] for x in xs)
+    wide = lambda x, axis: jnp.pad(
+        x, [(0, R - n if i == axis else 0) for i, n in enumerate(x.shape)]
+    )
+    a, b = [wide(x.a, 3) for x in xs], [wide(x.b, 2) for x in xs]
+    return LowRank(jnp.concatenate(a, 1), jnp.concatenate(b, 1), first.layers)
 
 
 @partial(jax.jit, static_argnames=("learner", "opt", "apart"))
@@ -188,7 +191,7 @@ def gradient(
         return learner.gradient(learned, params, lessons, opt, cfg)
 
     def loss(trained: Tree) -> tuple[Array, tuple[Metrics, Tree]]:
-        now = learned.replace(trained=trained)
+        now = Learned(trained, learned.running)
         return objective(now, params, lessons, learner, opt, cfg)
 
     grad, (metrics, running) = jax.grad(loss, has_aux=True)(learned.trained)
@@ -223,12 +226,17 @@ def outcome(
     cfg: ModelConfig,
     start: int,
     where: Where,
+    before: Deltas | None = None,
 ) -> Metrics:
-    """The losses of a change, one for each row or shared, and how often what it makes is right."""
-    N = len(new[1])
-    old_BTD, _ = inner.above(params, *kept, cfg, start)
+    """The losses of a change, one for each row or shared, and how often what it makes is right.
+
+    new: as many rows as are kept, or several times as many. before: the change of the model that
+    is to be kept.
+    """
+    N, times = len(new[1]), len(new[1]) // len(kept[1])
+    old_BTD, _ = inner.above(params, *kept, cfg, start, deltas=before)
     both = beside(new, kept)
-    x_BTD, _ = inner.above(params, *both, cfg, start, deltas=repeated(deltas, 2))
+    x_BTD, _ = inner.above(params, *both, cfg, start, deltas=repeated(deltas, times + 1))
     seen = inner.whole(kept[1]) if where == "text" else kept[1]
     new_BUV = inner.told(params, x_BTD[:N], new[1], cfg)
     before_BUV, after_BUV = (inner.told(params, x, seen, cfg) for x in (old_BTD, x_BTD[N:]))
@@ -285,6 +293,8 @@ def measure(
 
     "score": the least of its success on either and its locality.
     """
+    if learner.measure is not None:
+        return learner.measure(learned, params, lessons, opt, cfg)
     edit, said, kept = parts_of(params, lessons, cfg, opt.places.start)
     deltas, _ = learner.change(
         learned, params, [edit], opt, cfg, apart=not opt.objective.together, train=False

@@ -50,7 +50,7 @@ class Entry:
     requests: tuple[Request, ...]
     after: frozenset[str] | int  # it was made on top of these, or of so many right before it
     changes: tuple[Change, ...]
-    beyond: tuple[str, ...]  # "writes", "prefix tokens": what weights cannot hold
+    beyond: tuple[str, ...]  # as `Edit.beyond`
     active: bool = True
 
     @property
@@ -137,13 +137,12 @@ def describe(edit: Edit) -> dict[str, Any]:
             f"delta {wrong[0].path!r} has numbers that are not finite; this edit failed, make it "
             "again"
         )
-    has = {"writes": edit.writes, "prefix tokens": edit.prefix}
     return {
         "method": str(about.get("method") or ""),
         "requests": requests_of(about),
         "after": after if isinstance(after, int) else [str(id) for id in after],
         "changes": changes,
-        "beyond": [name for name, value in has.items() if value],
+        "beyond": list(edit.beyond),
     }
 
 

@@ -10,17 +10,23 @@ from typing import Any, NamedTuple
 from jaxedit import settings
 from jaxedit.edit.editor import Editor
 from jaxedit.edit.presets import named, published
+from jaxedit.edit.prompts.serac import serac
+from jaxedit.edit.prompts.serac_learner import SeracConfig
 from jaxedit.edit.weights.adalora import AdaLoraConfig, adalora
 from jaxedit.edit.weights.alphaedit import AlphaEditConfig, alphaedit
 from jaxedit.edit.weights.bird import BirdConfig, bird
 from jaxedit.edit.weights.emmet import EmmetConfig, emmet
+from jaxedit.edit.weights.enn import EnnConfig, enn
 from jaxedit.edit.weights.fine_tune import FineTuneConfig, fine_tune
+from jaxedit.edit.weights.ke import KeConfig, ke
 from jaxedit.edit.weights.kn import KnConfig, kn
 from jaxedit.edit.weights.lora import LoraEditConfig, lora
+from jaxedit.edit.weights.malmen import MalmenConfig, malmen
 from jaxedit.edit.weights.memit import MemitConfig, memit
 from jaxedit.edit.weights.mend import MendConfig, mend
 from jaxedit.edit.weights.pmet import PmetConfig, pmet
 from jaxedit.edit.weights.rome import RomeConfig, rome
+from jaxedit.edit.weights.slag import SlagConfig, slag
 from jaxedit.models.config import ModelConfig
 
 PROTOCOLS = ("paper", "easyedit")
@@ -47,6 +53,11 @@ EDITORS: dict[str, Method] = {
     "adalora": Method(adalora, AdaLoraConfig),
     "kn": Method(kn, KnConfig),
     "mend": Method(mend, MendConfig),
+    "ke": Method(ke, KeConfig),
+    "slag": Method(slag, SlagConfig),
+    "enn": Method(enn, EnnConfig),
+    "malmen": Method(malmen, MalmenConfig),
+    "serac": Method(serac, SeracConfig),
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxedit import delta, merge, tensorfile
 from jaxedit.base import Deltas, Dense, LowRank, Write, Writes
 from jaxedit.checksum import checksum
+from jaxedit.edit.router import Router, Scope
 from jaxedit.hf import peft
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import check_names, matrices, sites
@@ -23,13 +24,15 @@ KINDS: dict[str, type] = {}  # what a file may hold, by name: reading one never 
 
 
 def register(cls: type) -> type:
-    """Lets files hold this kind of write or delta: a flax.struct dataclass of arrays and JSON."""
+    """Lets files hold this kind of write or delta: a flax.struct dataclass of arrays and JSON, and
+    of further ones and mappings of them.
+    """
     if KINDS.setdefault(cls.__name__, cls) is not cls:
         raise ValueError(f"two kinds are called {cls.__name__!r}; rename one")
     return cls
 
 
-for kind in (LowRank, Dense, Write):
+for kind in (LowRank, Dense, Write, Scope, Router):
     register(kind)
 
 
@@ -37,13 +40,15 @@ for kind in (LowRank, Dense, Write):
 class Edit:
     """What one row of a batch carries: prefix tokens, writes, deltas, any of them empty.
 
-    `provenance` is JSON: method, config, request, versions, base (see `origin`).
+    With a router, only a row that one of its memories is about carries anything, and that memory's
+    tokens too. `provenance` is JSON: method, config, request, versions, base (see `origin`).
     """
 
     prefix: tuple[int, ...] = ()
     writes: Writes = dataclasses.field(default_factory=dict)
     deltas: Deltas = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    router: Router | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix", tuple(int(t) for t in np.asarray(self.prefix)))
@@ -55,6 +60,8 @@ class Edit:
             "writes": _pack("writes", self.writes, arrays),
             "deltas": _pack("deltas", self.deltas, arrays),
         }
+        if self.router is not None:
+            layout["router"] = _pack("router", {"router": self.router}, arrays)
         about = {"jaxedit": "edit", "version": str(VERSION), "layout": json.dumps(layout)}
         about["provenance"] = _to_json(self.provenance)
         about["sha256"] = _digest(about, arrays)
@@ -83,7 +90,15 @@ class Edit:
             _unpack(file, "writes", layout["writes"], arrays),
             _unpack(file, "deltas", layout["deltas"], arrays),
             json.loads(about["provenance"]),
+            _unpack(file, "router", layout.get("router", {}), arrays).get("router"),
         )
+
+    def remembered(self, i: int) -> "Edit":
+        """What a row carries that memory i of the router is about; -1: that none is about."""
+        if self.router is None or i < 0:
+            return Edit(provenance=self.provenance)
+        return Edit((*self.router.prefix(i), *self.prefix), self.writes, self.deltas,
+                    self.provenance)  # fmt: skip
 
     def check(self, model: Model, *, force: bool = False) -> None:
         """Raises where the edit does not fit the model, or (not with force) has another base.
@@ -101,7 +116,8 @@ class Edit:
                         f"write {site!r} has values of {w.value.shape[-1]} numbers; "
                         f"{cfg.family} has {widths[site]} there"
                     )
-        if bad := [t for t in self.prefix if not 0 <= t < cfg.vocab]:
+        held = () if self.router is None else self.router.all_tokens
+        if bad := [t for t in (*self.prefix, *held) if not 0 <= t < cfg.vocab]:
             raise ValueError(f"prefix token {bad[0]}: the model knows tokens 0 to {cfg.vocab - 1}")
         base = self.provenance.get("base") or {}
         if force or not base.get("checksum"):
@@ -113,13 +129,21 @@ class Edit:
                 "in the precision that was edited, or pass force=True to use it on this one"
             )
 
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """What it has that weights cannot hold."""
+        has = {"a router": self.router is not None, "writes": self.writes}
+        return tuple(
+            name for name, value in (has | {"prefix tokens": self.prefix}).items() if value
+        )
+
     def merge(self, model: Model, *, force: bool = False) -> Model:
         """The model with the deltas in its weights; the given one stays as it is."""
-        for name, field in (("writes", self.writes), ("prefix tokens", self.prefix)):
-            if field:
-                raise ValueError(
-                    f"an edit with {name} cannot be merged into weights; pass it to each forward"
-                )
+        if self.beyond:
+            raise ValueError(
+                f"an edit with {self.beyond[0]} cannot be merged into weights; pass it to each "
+                "forward"
+            )
         self.check(model, force=force)
         return model._replace(params=merge.apply(model.params, self.deltas))
 
@@ -127,9 +151,10 @@ class Edit:
         self, folder: str | os.PathLike, model: Model | ModelConfig, base_name: str | None = None
     ) -> None:
         """The deltas as a PEFT adapter, see `jaxedit.hf.peft.export`."""
-        if self.writes or self.prefix:
-            name = "writes" if self.writes else "prefix tokens"
-            raise ValueError(f"an edit with {name} is not a LoRA adapter; only deltas are")
+        if self.beyond:
+            raise ValueError(
+                f"an edit with {self.beyond[0]} is not a LoRA adapter; only deltas are"
+            )
         cfg = model.cfg if isinstance(model, Model) else model
         peft.export(self.deltas, cfg, folder, base_name)
 
@@ -159,15 +184,19 @@ def _pack(group: str, named: Mapping[str, Any], arrays: dict[str, np.ndarray]) -
                     f"{group} {name!r} is a {cls.__name__}, which files do not know: "
                     f"{', '.join(KINDS)} (edit.record.register adds a kind)"
                 )
-            held, static = [], {}
+            held, static, inner = [], {}, {}
             for f in dataclasses.fields(item):
                 value = getattr(item, f.name)
                 if not f.metadata.get("pytree_node", True):
                     static[f.name] = value
+                elif isinstance(value, Mapping) or type(value) in KINDS.values():
+                    parts = value if isinstance(value, Mapping) else {"": value}
+                    inner[f.name] = _pack(f"{group}/{name}/{i}/{f.name}", parts, arrays)
                 elif value is not None:
                     held.append(f.name)
                     arrays[f"{group}/{name}/{i}/{f.name}"] = np.asarray(value)
             entry = {"kind": cls.__name__, "arrays": held, "static": static}
+            entry |= {"inner": inner} if inner else {}
             out[name]["items"].append(entry)
     return out
 
@@ -185,7 +214,11 @@ def _unpack(
                     f"{file}: {group} {name!r} is a {item['kind']}, known are {', '.join(KINDS)}; "
                     "import the method that wrote it first"
                 )
+            held: dict[str, Any]
             held = {f: jnp.asarray(arrays[f"{group}/{name}/{i}/{f}"]) for f in item["arrays"]}
+            for f, parts in item.get("inner", {}).items():
+                some = _unpack(file, f"{group}/{name}/{i}/{f}", parts, arrays)
+                held[f] = some[""] if [*some] == [""] else some
             fields = {f.name for f in dataclasses.fields(cls)}
             empty = fields - held.keys() - item["static"].keys()
             items.append(cls(**held, **item["static"], **dict.fromkeys(empty)))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxedit import delta, merge
-from jaxedit.base import Delta, Deltas, Dense, LowRank, Write
+from jaxedit.base import Deltas, Dense, LowRank, Write, chain
 from jaxedit.checksum import checksum
 from jaxedit.data.aligned import Aligned, Groups, Requests, aligned
 from jaxedit.data.cases import EditRequest
@@ -180,8 +180,13 @@ class Work:
             for row, place in enumerate(index.tolist()):
                 info = {k: v[row : row + 1] for k, v in result.info.items()}
                 edit = self.record([place], delta.row(result.deltas, row), info)
-                writes = {} if "failed" in edit.provenance else written(result.writes, row)
-                yield [place], dataclasses.replace(edit, writes=writes)
+                if "failed" not in edit.provenance:
+                    router = result.router
+                    router = None if router is None else router.take(slice(row, row + 1))
+                    edit = dataclasses.replace(
+                        edit, writes=written(result.writes, row), router=router
+                    )
+                yield [place], edit
             done += len(index)
             self.progress(done, len(self.found.found))
 
@@ -200,10 +205,17 @@ class Work:
                 result, new = self.editor.edit(state, params, batches)
                 if result.writes:
                     raise ValueError("an edit of biases is not merged, so no other can follow it")
-                order, info = real(fetch(result.info), index, batches)
-                deltas = {path: trim(d) for path, d in fetch(result.deltas).items()}
+                order, rows = real(index, batches)
+                info = {k: v[rows] for k, v in fetch(result.info).items()}
+                deltas = fetch(result.deltas)
+                if result.router is None:
+                    deltas = {path: trim(d) for path, d in deltas.items()}
                 record = self.record(order, deltas, info, left_out=left_out, after=step)
-                if record.deltas:
+                if result.router is not None:
+                    good = rows[[not trouble(info, n) for n in range(len(rows))]]
+                    record = dataclasses.replace(record, router=fetch(result.router).take(good))
+                    state = new
+                elif record.deltas:
                     state, total = new, add(total, result.deltas)
                     params = merge.apply(self.model.params, total)
             yield list(places), record
@@ -289,30 +301,29 @@ def written(writes: Mapping[str, Write], row: int) -> dict[str, Write]:
     }
 
 
-def real(
-    info: Mapping[str, np.ndarray], index: Sequence[np.ndarray], batches: Sequence[Aligned]
-) -> tuple[list[int], dict[str, np.ndarray]]:
-    """The places of the requests that are more than padding, and what is known of each, in the
-    order of the places.
-    """
+def real(index: Sequence[np.ndarray], batches: Sequence[Aligned]) -> tuple[list[int], np.ndarray]:
+    """The places of the requests, in order, and the rows that they have: not those of padding."""
     good = np.concatenate([b.valid_N for b in batches])
     places = np.concatenate(index)
     order = np.argsort(places)
-    return places[order].tolist(), {k: v[good][order] for k, v in info.items()}
+    return places[order].tolist(), np.flatnonzero(good)[order]
 
 
 def add(total: Mapping[str, Dense], deltas: Deltas) -> dict[str, Dense]:
     """The sum of all edits so far, in float32."""
     out = dict(total)
-    for path, d in deltas.items():
-        have = out.get(path)
-        new = delta.product(d)
-        out[path] = Dense(new if have is None else have.w + new, d.layers)
+    for path, v in deltas.items():
+        for d in chain(v):
+            have = out.get(path)
+            new = delta.product(d)
+            out[path] = Dense(new if have is None else have.w + new, d.layers)
     return out
 
 
-def trim(d: Delta) -> Delta:
+def trim(d: Any) -> Any:
     """Without the ranks that are zero: of requests that only filled the batch, or failed."""
+    if isinstance(d, tuple):
+        return tuple(map(trim, d))
     if not isinstance(d, LowRank):
         return d
     lead = tuple(range(d.a.ndim - 1))

@@ -52,19 +52,22 @@ def factor(matrix_FF: Array, ridge: float | Array = 0.0) -> Factored:
     return Factored(matrix_FF, scale_F, jnp.linalg.cholesky((unit_FF + unit_FF.T) / 2))
 
 
+def roughly(f: Factored, b_FN: Array) -> Array:
+    """matrix⁻¹ b, as good as the factor is in float32: for what is an estimate anyway."""
+    return f.scale_F[:, None] * jax.scipy.linalg.cho_solve(
+        (f.factor_FF, True), b_FN * f.scale_F[:, None]
+    )
+
+
 @jax.jit
 def solve(f: Factored, b_FN: Array, rest_FN: Array | float = 0.0) -> Solved:
     """matrix⁻¹ (b + rest)."""
-
-    def roughly(r_FN: Array) -> Array:
-        r_FN = jax.scipy.linalg.cho_solve((f.factor_FF, True), r_FN * f.scale_F[:, None])
-        return r_FN * f.scale_F[:, None]
 
     def left(x_FN: Array) -> Array:
         high_FN, low_FN = product(f.matrix_FF, x_FN)
         if f.rest_FF is not None:
             low_FN += dot(f.rest_FF, x_FN)
-        return roughly(b_FN - high_FN + (rest_FN - low_FN))
+        return roughly(f, b_FN - high_FN + (rest_FN - low_FN))
 
     def step(state: tuple) -> tuple:
         i, x_FN, move_FN, error_N, _ = state
@@ -82,7 +85,7 @@ def solve(f: Factored, b_FN: Array, rest_FN: Array | float = 0.0) -> Solved:
 
     b_FN = b_FN.astype(jnp.float32)
     none_N = jnp.full(b_FN.shape[1], jnp.inf)
-    state = (jnp.int32(0), jnp.zeros_like(b_FN), roughly(b_FN), none_N, jnp.bool_(True))
+    state = (jnp.int32(0), jnp.zeros_like(b_FN), roughly(f, b_FN), none_N, jnp.bool_(True))
     _, x_FN, move_FN, error_N, _ = jax.lax.while_loop(go_on, step, state)
     return Solved(jnp.where(jnp.isfinite(error_N), x_FN, jnp.nan), error_N, move_FN)
 

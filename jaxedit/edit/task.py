@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 
 from jaxedit import settings
-from jaxedit.base import Dense, chain
 from jaxedit.data.asked import requests
-from jaxedit.data.cases import EditRequest, Probe, Skipped
-from jaxedit.edit.ledger import Ledger, join
+from jaxedit.data.cases import EditRequest, Skipped
+from jaxedit.data.requests import mark
+from jaxedit.edit.ledger import Ledger
 from jaxedit.edit.methods import EDITORS, configure, name_of, override
 from jaxedit.edit.presets import MODELS
 from jaxedit.edit.record import Edit
+from jaxedit.edit.room import room
 from jaxedit.edit.runner import WORLD_TEXT, stream
 from jaxedit.edit.stats import Stats, StatsConfig, collect, load
-from jaxedit.evaluate.exact import exact
+from jaxedit.evaluate.ask import Asker, Pair
+from jaxedit.evaluate.observe import NOWHERE
+from jaxedit.evaluate.protocol import joined
 from jaxedit.hf.load import load as load_model
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, is_first, quiet
@@ -185,9 +188,8 @@ def sequence(
         if ledger is not None:
             ledger.add(edit)
         found.append((places, edit))
-    total = [edit.deltas for _, edit in found]
-    deltas = join(total)
-    right = exact(model, [probe(r) for r in asked], deltas=deltas)
+    total = joined([edit for _, edit in found])
+    right = said(model, asked, [total], [0] * len(asked))
     lines = []
     for places, edit in found:
         about = edit.provenance
@@ -209,17 +211,17 @@ def sequence(
     return lines
 
 
-def said(model: Model, asked: Sequence[EditRequest], edits: Sequence[Edit]) -> np.ndarray:
-    """Does each edited model say its request's target."""
-    probes, deltas = [probe(r) for r in asked], [edit.deltas for edit in edits]
-    if any(isinstance(d, Dense) for some in deltas for v in some.values() for d in chain(v)):
-        alone = [exact(model, [p], deltas=d) for p, d in zip(probes, deltas, strict=True)]
-        return np.concatenate(alone)  # whole matrices: one at a time is as many as fit
-    return exact(model, probes, each=deltas, size=32)
-
-
-def probe(request: EditRequest) -> Probe:
-    return Probe(request.text, ((request.target,),), request.subject)
+def said(
+    model: Model,
+    asked: Sequence[EditRequest],
+    edits: Sequence[Edit],
+    edit_of: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Does each edited model say its request's target: that of edits[edit_of[i]], or edits[i]."""
+    texts = [mark(r.text, r.target, NOWHERE) for r in asked]
+    which = range(len(asked)) if edit_of is None else edit_of
+    pairs = Asker(model, room(model)).forced(texts, which, edits)
+    return np.array([isinstance(p, Pair) and p.after.said == p.after.target for p in pairs], bool)
 
 
 def digest(cfg: EditTask) -> str:

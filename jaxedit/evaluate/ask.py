@@ -22,7 +22,8 @@ from jaxedit.data.answers import Answers, answers, columns
 from jaxedit.data.requests import Batches, Marked, Row, bucket, pad, tokenise
 from jaxedit.edit.record import Edit
 from jaxedit.edit.stats import on_host
-from jaxedit.evaluate.carry import Carried, carry, groups, with_prefix
+from jaxedit.evaluate.carry import Carried, carry, distinct, groups, with_prefix
+from jaxedit.evaluate.route import settle
 from jaxedit.evaluate.seen import Forced
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.generate import Sampling, decode
@@ -52,11 +53,17 @@ def compare(
     edit_B: Array,
     carried: Carried,
     cfg: ModelConfig,
+    share_B: Array | None = None,
 ) -> Compared:
-    """The unedited model and every row's edited one, over the same answers."""
+    """The unedited model and every row's edited one, over the same answers; or in its place the two
+    mixed, so much of the edited one.
+    """
     deltas, writes = carried.rows(edit_B)
     old_BUV = choices(params, before, cfg)
     new_BUV = choices(params, after, cfg, deltas=deltas, writes=writes)
+    if share_B is not None:
+        s_B11 = jnp.asarray(share_B)[:, None, None]
+        new_BUV = jnp.logaddexp(jnp.log1p(-s_B11) + old_BUV, jnp.log(s_B11) + new_BUV)
     at = lambda logp_BUV: jnp.take_along_axis(logp_BUV, before.target_BU[..., None], -1)[..., 0]
     first = lambda logp_BUV: logp_BUV.argmax(-1).astype(jnp.int32)
     kl_BU = (jnp.exp(old_BUV) * (old_BUV - new_BUV)).sum(-1)
@@ -104,30 +111,37 @@ class Asker:
         """For every text, whose number of an edit is in `edit_of`, both models led through its
         answer; or why it cannot be.
         """
-        found = self.tokenised(texts, edit_of, edits)
-        out: list[Pair | str] = [row if isinstance(row, str) else "" for row in found]
-        for some, width in self.side_by_side(edits):
-            number = {edit: n for n, edit in enumerate(some)}
-            mine = [r for r in found if isinstance(r, Row) and edit_of[r.place] in number]
-            carried = carry([edits[i] for i in some], self.filled(len(some)))
+        found = dict(tokenise(self.model.tokenizer, list(enumerate(texts))))
+        prompt = lambda row: row.tokens[: row.prompt] if isinstance(row, Row) else ()
+        prompts = [prompt(found[i]) for i in range(len(texts))]
+        edit_of, edits, share = settle(self.model, prompts, edit_of, edits)
+        prefix = [edits[e].prefix for e in edit_of]
+        out: list[Pair | str] = [self.trouble(found[i], prefix[i]) for i in range(len(texts))]
+        kinds, which = distinct(edits)
+        for some, width in self.side_by_side(kinds):
+            number = {kind: n for n, kind in enumerate(some)}
+            mine = [
+                row for i, row in found.items()
+                if isinstance(row, Row) and not out[i] and which[edit_of[i]] in number
+            ]  # fmt: skip
+            carried = carry([kinds[i] for i in some], self.filled(len(some)))
             width = self.fitting(width, mine)
             for rows, B in Batches(tuple(mine), size=width, multiple=self.multiple).parts():
-                pairs = self.batch(rows, B, [number[edit_of[r.place]] for r in rows],
-                                   [edits[i] for i in some], carried)  # fmt: skip
-                for row, pair in zip(rows, pairs, strict=True):
-                    out[row.place] = pair
+                places = [row.place for row in rows]
+                pairs = self.batch(rows, B, [number[which[edit_of[i]]] for i in places],
+                                   [prefix[i] for i in places], [share[i] for i in places],
+                                   carried)  # fmt: skip
+                for i, pair in zip(places, pairs, strict=True):
+                    out[i] = pair
         return out
 
-    def tokenised(
-        self, texts: Sequence[Marked], edit_of: Sequence[int], edits: Sequence[Edit]
-    ) -> list[Row | str]:
-        found: list[Row | str] = [""] * len(texts)
-        for i, row in tokenise(self.model.tokenizer, list(enumerate(texts))):
-            if isinstance(row, Row) and self.longest is not None:
-                n = len(row.tokens) + len(edits[edit_of[i]].prefix)
-                row = row if n <= self.longest else f"{n} tokens; the model has {self.longest}"
-            found[i] = row
-        return found
+    def trouble(self, row: Row | str, prefix: tuple[int, ...]) -> str:
+        """Why a row cannot be asked; empty where it can."""
+        if isinstance(row, str):
+            return row
+        n = len(row.tokens) + len(prefix)
+        fits = self.longest is None or n <= self.longest
+        return "" if fits else f"{n} tokens; the model has {self.longest}"
 
     def side_by_side(self, edits: Sequence[Edit]) -> list[tuple[list[int], int]]:
         size = -(-self.rows // self.multiple) * self.multiple
@@ -151,20 +165,21 @@ class Asker:
         rows: Sequence[Row],
         B: int,
         number: Sequence[int],
-        edits: Sequence[Edit],
+        prefix: Sequence[tuple[int, ...]],
+        share: Sequence[float],
         carried: Carried,
     ) -> list[Pair]:
         """One program: B rows, the real ones first."""
         model = self.model
-        number = [*number, *[number[-1]] * (B - len(number))]
+        filled = lambda x, kind: np.array([*x, *[x[-1]] * (B - len(x))], kind)
         before, after = answers(rows, B), None
-        if any(edits[i].prefix for i in number):
+        if any(prefix):
             bos = getattr(model.tokenizer, "bos_token_id", None)
-            real = zip(rows, number[: len(rows)], strict=True)
-            after = answers([behind(row, edits[i], bos) for row, i in real], B)
+            after = answers([behind(row, p, bos) for row, p in zip(rows, prefix, strict=True)], B)
+        mixed = filled(share, np.float32) if min(share) < 1 else None
         with on_mesh_of(model.params):
-            out = compare(model.params, before, after or before, np.array(number, np.int32),
-                          carried, model.cfg)  # fmt: skip
+            out = compare(model.params, before, after or before, filled(number, np.int32),
+                          carried, model.cfg, mixed)  # fmt: skip
         out = jax.tree.map(on_host, out)
         sizes = np.asarray(before.mask_BU).sum(1).tolist()
         ints = lambda x, n: tuple(x[:n].tolist())
@@ -195,24 +210,26 @@ class Asker:
         out: list[str | None] = [None] * len(prompts)
         ids = tokenizer(list(prompts), verbose=False)["input_ids"] if prompts else []
         ids = [until_end(row, cfg.eos_ids) for row in ids]
-        tokens = [with_prefix(edits[e], row, bos) for row, e in zip(ids, edit_of, strict=True)]
+        edit_of, edits, _ = settle(self.model, ids, edit_of, edits, free=True)
+        tokens = [with_prefix(edits[e].prefix, t, bos) for t, e in zip(ids, edit_of, strict=True)]
         limit = self.longest or 1 << 30
         wanted = [min(steps - len(t) if total else steps, limit - len(t)) for t in tokens]
         need = (lambda i: 1) if total else (lambda i: steps)
-        for some, width in self.side_by_side(edits):
-            number = {edit: n for n, edit in enumerate(some)}
+        kinds, which = distinct(edits)
+        for some, width in self.side_by_side(kinds):
+            number = {kind: n for n, kind in enumerate(some)}
             mine = [
                 Row(i, t, len(t), (-1, -1))
                 for i, t in enumerate(tokens)
-                if edit_of[i] in number and t and wanted[i] >= need(i)
+                if which[edit_of[i]] in number and t and wanted[i] >= need(i)
             ]
-            carried = carry([edits[i] for i in some], self.filled(len(some)))
+            carried = carry([kinds[i] for i in some], self.filled(len(some)))
             width = self.decoding(width, mine, steps)
             for rows, B in Batches(tuple(mine), size=width, multiple=self.multiple).parts():
                 longest = max(wanted[r.place] for r in rows)
                 count = min(-(-longest // 16) * 16, steps, limit) if total else steps
                 batch = pad(rows, B, "left")
-                where = [number[edit_of[r.place]] for r in rows]
+                where = [number[which[edit_of[r.place]]] for r in rows]
                 where += where[-1:] * (B - len(where))
                 deltas, writes = carried.rows(jnp.asarray(where, jnp.int32))
                 made = decode(
@@ -250,6 +267,6 @@ def until_end(tokens: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
     return tuple(tokens[:n])
 
 
-def behind(row: Row, edit: Edit, bos: int | None) -> Row:
-    more = len(edit.prefix)
-    return row._replace(tokens=with_prefix(edit, row.tokens, bos), prompt=row.prompt + more)
+def behind(row: Row, prefix: tuple[int, ...], bos: int | None) -> Row:
+    tokens = with_prefix(prefix, row.tokens, bos)
+    return row._replace(tokens=tokens, prompt=row.prompt + len(prefix))

@@ -49,6 +49,21 @@ def carry(edits: Sequence[Edit], count: int = 0) -> Carried:
     return Carried(deltas, writes)
 
 
+def distinct(edits: Sequence[Edit]) -> tuple[list[Edit], list[int]]:
+    """The edits without their prefixes, each once, and which of them each edit is: memories of one
+    router share what they carry.
+    """
+    number: dict[Any, int] = {}
+    found: list[Edit] = []
+    which: list[int] = []
+    for edit in edits:
+        leaves, shape = jax.tree.flatten((dict(edit.deltas), dict(edit.writes)))
+        which.append(number.setdefault((shape, *map(id, leaves)), len(found)))
+        if which[-1] == len(found):
+            found.append(edit)
+    return found, which
+
+
 def stacks(edit: Edit) -> bool:
     """Can it stand beside others: its writes are plain ones that hold in every column."""
     found = [w for v in edit.writes.values() for w in chain(v)]
@@ -125,7 +140,9 @@ def nbytes(edit: Edit) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def with_prefix(edit: Edit, tokens: tuple[int, ...], bos: int | None) -> tuple[int, ...]:
+def with_prefix(
+    prefix: tuple[int, ...], tokens: tuple[int, ...], bos: int | None
+) -> tuple[int, ...]:
     """A row's tokens behind the edit's own, after the token that begins every text."""
     first = 1 if tokens and bos is not None and tokens[0] == bos else 0
-    return (*tokens[:first], *edit.prefix, *tokens[first:])
+    return (*tokens[:first], *prefix, *tokens[first:])

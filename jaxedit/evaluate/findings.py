@@ -84,7 +84,7 @@ def of_edits(
 ) -> dict[str, Any]:
     """Of a run's records, and of some of its edits, each with its case."""
     out: dict[str, Any] = {"errors": errors.count(errors.judge(records))}
-    some = [(c, e) for c, e in zip(cases, edits, strict=True) if e.deltas]
+    some = [(c, e) for c, e in zip(cases, edits, strict=True) if changes(e)]
     if not some:
         return out
     kept_cases, kept = zip(*some, strict=True)
@@ -107,9 +107,14 @@ def of_sequence(
     model: Model, records: Sequence[Mapping[str, Any]], edits: Sequence[Edit]
 ) -> dict[str, Any]:
     """Of edits that were made one after the other: how the change grows."""
-    kept = [e for e in edits if e.deltas]
+    kept = [e for e in edits if changes(e)]
     out: dict[str, Any] = {"errors": errors.count(errors.judge(records))}
     return out | ({"growth": growth(kept, model.params)} if kept else {})
+
+
+def changes(edit: Edit) -> bool:
+    """Does it change weights by what it was asked for; behind a router all edits' are the same."""
+    return bool(edit.deltas) and edit.router is None
 
 
 def relation(case: EditCase) -> str:

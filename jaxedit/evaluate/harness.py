@@ -101,6 +101,11 @@ class HarnessLM(Base):
         self.model, self.tokenizer = model, model.tokenizer
         self.edit = edit if isinstance(edit, Edit) else Edit.load(edit) if edit else Edit()
         self.edit.check(model, force=bool(force))
+        if self.edit.router is not None:
+            raise ValueError(
+                "an edit with a router: tasks are long texts, of which none is what an edit is "
+                "about; python -m jaxedit.evaluate asks what it is about"
+            )
         self.batch_size = min(ROWS, int(max_batch_size or ROWS)) if auto else int(batch_size)
         self.max_length = int(max_length) or model.cfg.max_len
         self.max_gen_toks = int(max_gen_toks)
@@ -233,7 +238,7 @@ class HarnessLM(Base):
                 "tokens: ask for fewer with --gen_kwargs max_gen_toks=…"
             )
         tokens = tuple(self.tok_encode(text)[-space:]) or (self.prefix_token_id,)
-        return with_prefix(self.edit, tokens, self.tokenizer.bos_token_id)
+        return with_prefix(self.edit.prefix, tokens, self.tokenizer.bos_token_id)
 
     def continued(self, rows: Sequence[Row], how: Continuing) -> Iterator[tuple[int, str]]:
         stop_ids = stops(self.tokenizer, how.until, self.model.cfg.eos_ids)

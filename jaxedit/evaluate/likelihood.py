@@ -20,6 +20,7 @@ from jaxedit.data.requests import Batches, Row, bucket, pad
 from jaxedit.edit.record import Edit
 from jaxedit.edit.stats import on_host
 from jaxedit.evaluate.carry import with_prefix
+from jaxedit.evaluate.route import settle
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.specs import pin
 from jaxedit.models.transformer import through
@@ -69,7 +70,10 @@ def shorten(line: Line, room: int) -> Line | str:
 
 def readable(model: Model, edit: Edit | None = None) -> int:
     """How many tokens of a text the model can read, behind the edit's own."""
-    return model.cfg.max_len - len(edit.prefix if edit else ())
+    if edit is None:
+        return model.cfg.max_len
+    held = () if edit.router is None else map(edit.router.prefix, range(len(edit.router)))
+    return model.cfg.max_len - len(edit.prefix) - max(map(len, held), default=0)
 
 
 def likelihoods(
@@ -83,6 +87,8 @@ def likelihoods(
     """For every line, under the edited model where there is an edit. size: rows of a batch."""
     edit = edit or Edit()
     edit.check(model, force=True)
+    if edit.router is not None:
+        return routed(model, lines, edit, size=size, progress=progress)
     bos = getattr(model.tokenizer, "bos_token_id", None)
     asked: dict[tuple[int, ...], list[int]] = {}  # lines that begin with the same tokens
     for i, line in enumerate(lines):
@@ -91,7 +97,7 @@ def likelihoods(
                 f"line {i} asks for the tokens from {line.start} on, and has {len(line.tokens)}: "
                 "it needs one before them, and one of them"
             )
-        asked.setdefault(with_prefix(edit, line.tokens[:-1], bos), []).append(i)
+        asked.setdefault(with_prefix(edit.prefix, line.tokens[:-1], bos), []).append(i)
     groups = list(asked.values())
     out: list[Any] = [None] * len(lines)
     done = 0
@@ -106,6 +112,24 @@ def likelihoods(
                 at = end
         done += len(rows)
         progress(done, len(groups))
+    return out
+
+
+def routed(
+    model: Model, lines: Sequence[Line], edit: Edit, *, size: int, progress: Progress
+) -> list[Likelihood]:
+    """The same, where what stands before the end of a line decides what the line carries."""
+    before = [line.tokens[: line.start] for line in lines]
+    found = settle(model, before, [0] * len(lines), [edit])
+    if min(found.share, default=1) < 1:
+        raise ValueError("a soft router mixes answers, not texts; set soft=false")
+    out: list[Any] = [None] * len(lines)
+    for e in dict.fromkeys(found.edit_of):
+        mine = [i for i, n in enumerate(found.edit_of) if n == e]
+        some = likelihoods(model, [lines[i] for i in mine], found.edits[e], size=size)
+        for i, one in zip(mine, some, strict=True):
+            out[i] = one
+        progress(sum(x is not None for x in out), len(lines))
     return out
 
 

@@ -23,6 +23,7 @@ from jaxedit.checksum import checksum
 from jaxedit.data.cases import EditCase, EditRequest
 from jaxedit.edit.ledger import join
 from jaxedit.edit.record import Edit
+from jaxedit.edit.router import join as join_routers
 from jaxedit.edit.runner import Ready
 from jaxedit.evaluate.ask import Asker
 from jaxedit.evaluate.observe import AskConfig, observe
@@ -103,10 +104,14 @@ def together(ready: Ready, requests: Sequence[EditRequest]) -> Edit:
 def joined(edits: Sequence[Edit]) -> Edit:
     if len(edits) == 1:
         return edits[0]
-    if any(e.writes or e.prefix for e in edits):
-        raise ValueError("edits with writes or prefix tokens do not add up; evaluate them alone")
     failed = [why for e in edits for why in e.provenance.get("failed") or ()]
     about = {**edits[-1].provenance, "failed": failed or None}
+    made = [e for e in edits if e.router is not None]  # the others failed
+    if made and all(e.router is not None or not e.deltas for e in edits):
+        router = join_routers([e.router for e in made if e.router is not None])
+        return dataclasses.replace(made[-1], router=router, provenance=about)
+    if beyond := [what for e in edits for what in e.beyond]:
+        raise ValueError(f"edits with {beyond[0]} do not add up; evaluate them alone")
     return Edit(deltas=join([e.deltas for e in edits]), provenance=about)
 
 
@@ -178,6 +183,11 @@ def round_trip(plan: Plan) -> Iterator[Part]:
         plan.clock("editing")
         ready, model = plan.ready, plan.ready.model
         edit = together(ready, case.requests)
+        if edit.beyond:
+            raise ValueError(
+                f"how=round undoes what is in the weights, and an edit with {edit.beyond[0]} is "
+                "not; set how=independent"
+            )
         edited = model._replace(params=merge.apply(model.params, edit.deltas))
         kept = merge.original(model.params, edit.deltas)
         restored = merge.restore(edited.params, kept)

@@ -80,15 +80,16 @@ def for_model(method: str, preset: str, **changes: Any) -> TrainConfig:
     """
     name, _, domain = preset.rpartition("-")
     name, domain = (name, domain) if domain in ("zsre", *DOMAINS) else (preset, "")
+    how: dict[str, Any] = {"dtype": "bfloat16"}
     loop: dict[str, Any] = {"eval_every": 100, "save_every": 500, "log_every": 20, "best": "score"}
     if domain == "zsre":
-        lessons, how = LessonConfig((ZSRE,), validation=500), {"dtype": "bfloat16"}
+        lessons = LessonConfig((ZSRE,), validation=500)
         loop |= {"steps": 100_000, "eval_every": 1000, "save_every": 1000, "patience": 20}
     else:
         lessons = of_world(DOMAINS.get(domain, ()))
-        how = {"batch": 32, "dtype": "float32", "step_lr": 1e-5,
-               "optimizer": dataclasses.replace(ADAM, lr=2e-5, schedule="linear")}  # fmt: skip
-        loop |= {"steps": 1500}
+        how = {"batch": 32, "dtype": "float32", "step_lr": 2e-5,
+               "optimizer": dataclasses.replace(ADAM, lr=4e-5, schedule="linear")}  # fmt: skip
+        loop |= {"steps": 1000}
     loop |= changes.pop("loop", {})
     editor = configure(method, None, preset=name)
     task = EditorConfig(MODELS[name].hub, lessons, editor, **how | changes)

@@ -137,12 +137,14 @@ def test_an_editor_refuses_what_it_was_not_trained_for(world, asked, trained, tm
         edit.run(world, asked, "mend", trained="nowhere")
 
 
+HUB = {"gpt2-xl-zsre": "openai-community/gpt2-xl", "llama-2-7b-zsre": "meta-llama/Llama-2-7b-hf"}
+
+
 @pytest.mark.parametrize("method", ["mend"])
 @pytest.mark.parametrize("preset", ["world", "world-llama", "gpt2-xl-zsre", "llama-2-7b-zsre"])
 def test_presets(method, preset):
     cfg = for_model(method, preset)
-    assert cfg.task.model == {"gpt2-xl-zsre": "openai-community/gpt2-xl",
-                              "llama-2-7b-zsre": "meta-llama/Llama-2-7b-hf"}.get(preset, preset)  # fmt: skip
+    assert cfg.task.model == HUB.get(preset, preset)
     assert find(method).make(cfg.task.editor).learner is not None
     assert json.dumps(dataclasses.asdict(cfg))
 

@@ -80,7 +80,23 @@ def shapes(opt: Any, cfg: ModelConfig) -> dict[str, list[tuple[int, str]]]:
     return out
 
 
-def first(key: Array, opt: MendConfig, cfg: ModelConfig) -> tuple[Tree, Tree]:
+def by_shape(x: Mapping[str, Tree], opt: Any, cfg: ModelConfig) -> dict[str, Any]:
+    """What is [n, …] of every target as [G, …] of every shape."""
+    one = lambda n, path: jax.tree.map(lambda a: a[n], x[path])
+    stack = lambda mats: jax.tree.map(lambda *a: jnp.stack(a), *(one(*mat) for mat in mats))
+    return {name: stack(mats) for name, mats in shapes(opt, cfg).items()}
+
+
+def by_path(x: Mapping[str, Array], opt: Any, cfg: ModelConfig) -> dict[str, Array]:
+    """And back."""
+    out: dict[str, list[Array]] = {path: [] for path in opt.targets}
+    for name, mats in shapes(opt, cfg).items():
+        for g, (_, path) in enumerate(mats):
+            out[path].append(x[name][g])
+    return {path: jnp.stack(some) for path, some in out.items()}
+
+
+def first(key: Array, opt: Any, cfg: ModelConfig) -> tuple[Tree, Tree]:
     """Networks by shape and step sizes; means and deviations by shape."""
     nets: Tree = {}
     running: Tree = {}
@@ -88,7 +104,7 @@ def first(key: Array, opt: MendConfig, cfg: ModelConfig) -> tuple[Tree, Tree]:
         I, O = map(int, name.split("x"))
         nets[name] = network(jax.random.fold_in(key, i), I + O, len(mats), opt.depth, opt.rank)
         running[name] = no_statistics(I, O)
-    steps = {path: jnp.full(len(opt.layers), opt.step) for path in opt.targets}
+    steps = {path: jnp.full(len(opt.layers), opt.step, jnp.float32) for path in opt.targets}
     return {"networks": nets, "steps": steps}, running
 
 
@@ -130,13 +146,22 @@ def normed(running: Tree, name: str, x: Array) -> Array:
     return (x - running[f"{name}_mean"]) / (jnp.sqrt(running[f"{name}_sum"] / count) + TINY)
 
 
-def through(net: Tree, z_MW: Array, scale: Sequence[Array], shift: Sequence[Array]) -> Array:
-    """The network, with one matrix's scales and shifts, one for each layer."""
+def through(
+    net: Tree, z_MW: Array, scale: Sequence[Array], shift: Sequence[Array], after: bool = False
+) -> Array:
+    """The network, with one matrix's scales and shifts, one for each layer; `after`: they are taken
+    after the relu, as in MALMEN.
+    """
     for i, (s_W, t_W) in enumerate(zip(scale, shift, strict=True)):
         p = net[str(i)]
         h_MW = (z_MW @ p["V"].T) @ p["U"].T + p["b"]
-        z_MW = z_MW + jax.nn.relu(s_W * h_MW + t_W)
+        z_MW = z_MW + (s_W * positive(h_MW) + t_W if after else positive(s_W * h_MW + t_W))
     return z_MW
+
+
+def positive(x: Array) -> Array:
+    """relu, but with slope 1 at zero, as PyTorch's clamp: all of a new network is exactly there."""
+    return jnp.where(x >= 0, x, 0)
 
 
 def transform(
@@ -192,15 +217,17 @@ def shares(
     cfg: ModelConfig,
     apart: bool,
     deltas: Mapping[str, Any] | None = None,
+    through: bool = False,
 ) -> Iterator[dict[str, Factors]]:
     """Every part's factors of the gradient of one loss: the mean over all tokens of all parts, or
-    each row's own.
+    each row's own. through: gradients go through them.
     """
+    stop = (lambda f: f) if through else jax.lax.stop_gradient
     count = sum(inner.tokens(rows).sum() for _, rows in parts)
     for x_BTD, rows in parts:
         f, _ = inner.factors(params, x_BTD, rows, cfg, opt.places, apart=apart, deltas=deltas)
         share = 1.0 if apart else inner.tokens(rows).sum() / jnp.maximum(count, 1)
-        yield jax.lax.stop_gradient({path: Factors(u, v * share) for path, (u, v) in f.items()})
+        yield stop({path: Factors(u, v * share) for path, (u, v) in f.items()})
 
 
 def edited(

@@ -1,0 +1,1 @@
+"""Methods that leave the weights alone and put something before the prompt, one per file."""

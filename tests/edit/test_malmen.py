@@ -1,0 +1,280 @@
+"""MALMEN: its least squares and its gradients against float64, plain autodiff and itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_edits import off
+from small_lessons import LAYERS, lessons, parts, trained, world
+
+from jaxedit import delta, edit
+from jaxedit.data.aligned import aligned
+from jaxedit.data.asked import requests
+from jaxedit.edit import inner, learner
+from jaxedit.edit.learner import Learned
+from jaxedit.edit.weights import malmen
+from jaxedit.edit.weights.malmen import MalmenConfig
+from jaxedit.edit.weights.mend import by_shape
+
+OPT = MalmenConfig(LAYERS, ("mlp/down", "mlp/up"), rank=6, step=2e-3, chunk=2)
+BOTH = [OPT, dataclasses.replace(OPT, tokens="text")]
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """A network that is not at its start, where half of all relus are at their kink."""
+    found = learner.first(KEY, malmen.LEARNER, OPT, world().cfg)
+    leaves, form = jax.tree.flatten(found.trained)
+    noise = lambda x, i: x * (1 + 0.1 * random(x, i)) if float(jnp.abs(x).max()) else random(x, i)
+    random = lambda x, i: 0.3 * jax.random.normal(jax.random.fold_in(KEY, i), x.shape)
+    moved = jax.tree.unflatten(form, [noise(x, i) for i, x in enumerate(leaves)])
+    some = malmen.factors(world().params, parts(lessons(8, 1))[0], OPT, world().cfg)
+    return Learned(moved, malmen.counted(found.running, some))
+
+
+def change(learned, some, apart=False, opt=OPT):
+    how = {"apart": apart, "train": False}
+    return malmen.change(learned, world().params, some, opt, world().cfg, **how)[0]
+
+
+def gradient(learned, some, opt=OPT):
+    return learner.gradient(learned, world().params, some, malmen.LEARNER, opt, world().cfg)
+
+
+def rows(part, which):
+    return jax.tree.map(lambda x: x[which], part)
+
+
+def alone(part, i):
+    return rows(part, slice(i, i + 1))
+
+
+class Exact:
+    """The authors' method in float64: all of it after the factors."""
+
+    def __init__(self, running, found):
+        wide = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+        self.running, self.found = wide(running), wide(found)
+
+    def network(self, net, name, g, u, v):
+        def normed(x, side):
+            r = self.running[name]
+            deviation = np.sqrt(r[f"{side}_sum"] / (r["count"] - 1))
+            return (x - r[f"{side}_mean"]) / deviation
+
+        y = np.concatenate([normed(u, "u"), normed(v, "v")], -1)
+        for i in range(len(net)):
+            p = net[str(i)]
+            x = np.maximum(y @ p["V"].T @ p["U"].T + p["b"], 0)
+            y = y + p["scale"][g] * x + p["shift"][g]
+        return y[:, : u.shape[-1]], y[:, u.shape[-1] :]
+
+    def shift(self, trained):
+        """S, by shape."""
+        trained = jax.tree.map(lambda x: np.asarray(x, np.float64), trained)
+        steps, ridges = (by_shape(trained[k], OPT, world().cfg) for k in ("steps", "ridges"))
+        out = {}
+        for name, (u, v) in self.found.items():
+            used = (u != 0).any(-1) & (v != 0).any(-1)
+            for g in range(len(u)):
+                U, G = u[g][used[g]], v[g][used[g]]
+                key, grad = self.network(trained["networks"][name], name, g, U, G)
+                step, ridge = np.float64(steps[name][g]), np.float64(ridges[name][g])
+                D = -step * (U * key).sum(-1, keepdims=True) * grad
+                gram = U.T @ U + np.exp(ridge) * np.eye(U.shape[1])
+                out.setdefault(name, []).append(np.linalg.solve(gram, U.T @ D))
+        return {name: np.stack(some) for name, some in out.items()}
+
+
+@pytest.mark.parametrize("opt", BOTH)
+def test_the_change_is_the_least_squares_in_float64(learned, opt):
+    part = parts(lessons())[0]
+    found = malmen.factors(world().params, part, opt, world().cfg)
+    wanted = Exact(learned.running, found).shift(learned.trained)
+    deltas = change(learned, [part], opt=opt)
+    for name, s in by_shape({p: d.w for p, d in deltas.items()}, opt, world().cfg).items():
+        for g, exact in enumerate(wanted[name]):
+            assert off(s[g], exact) < 1e-5
+
+
+def test_the_tokens_are_those_that_say_the_answer_or_all():
+    part = parts(lessons())[0]
+    said, every = (malmen.factors(world().params, part, opt, world().cfg) for opt in BOTH)
+    rows = part[1]
+    for name, f in said.items():
+        assert f.u.shape[1:3] == rows.at_BU.shape
+        for b in range(len(rows)):
+            for c in range(rows.at_BU.shape[1]):
+                wanted = every[name].u[:, b, rows.at_BU[b, c]] * rows.mask_BU[b, c]
+                np.testing.assert_array_equal(f.u[:, b, c], wanted)
+    count = (np.asarray(rows.pos_BT) >= 0).sum()
+    assert int((every["512x128"].u[0] != 0).any(-1).sum()) <= count
+
+
+def test_one_request_alone_is_one_together(learned):
+    edit = parts(lessons())[0]
+    for opt in BOTH:
+        every = change(learned, [edit], apart=True, opt=opt)
+        for i in range(len(edit[1])):
+            one = change(learned, [alone(edit, i)], opt=opt)
+            for path in opt.targets:
+                assert off(delta.product(every[path])[:, i], one[path].w) < 2e-5
+
+
+def test_how_requests_are_cut_into_batches_does_not_matter(learned):
+    edit = parts(lessons())[0]
+    whole = change(learned, [edit])
+    cut = change(learned, [rows(edit, slice(0, 1)), rows(edit, slice(1, 4))])
+    for path in OPT.targets:
+        assert off(cut[path].w, whole[path].w) < 1e-5
+
+
+def test_a_row_that_only_fills_the_batch_changes_nothing(learned):
+    x, some = parts(lessons())[0]
+    filled = some.replace(mask_BU=some.mask_BU & (jnp.arange(len(some)) != 1)[:, None])
+    without = rows((x, some), jnp.array([0, 2, 3]))
+    for opt in BOTH:
+        one, other = change(learned, [(x, filled)], opt=opt), change(learned, [without], opt=opt)
+        for path in opt.targets:
+            assert off(one[path].w, other[path].w) < 1e-5
+
+
+def plain(learned, some, opt):
+    """The objective, straight through the solve."""
+
+    def loss(trained):
+        said, kept = parts(some)[1:]
+        found = malmen.factors(world().params, parts(some)[0], opt, world().cfg)
+        now = Learned(trained, malmen.counted(learned.running, found))
+        ridges = by_shape(trained["ridges"], opt, world().cfg)
+        shift = {}
+        for name, (gram, right) in malmen.sums(now, found, opt, world().cfg).items():
+            gram = gram + jnp.exp(ridges[name])[:, None, None] * jnp.eye(gram.shape[-1])
+            shift[name] = jnp.linalg.solve(gram, right)
+        deltas = malmen.dense(shift, opt, world().cfg)
+        goal = opt.objective
+        out = learner.outcome(
+            world().params, deltas, said, kept, world().cfg, opt.places.start, goal.where
+        )
+        return goal.edit * out["edit_loss"] + goal.local * out["local_kl"], out
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(learned.trained)
+
+
+@pytest.mark.parametrize("opt", BOTH)
+def test_the_gradient_is_that_of_the_whole(learned, opt):
+    some = lessons()
+    goal = dataclasses.replace(opt.objective, edit=0.7, local=1.3, where=opt.tokens)
+    opt = dataclasses.replace(opt, objective=goal)
+    grad, metrics, _ = gradient(learned, some, opt)
+    (loss, out), wanted = plain(learned, some, opt)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+    for name in ("edit_loss", "local_kl", "success", "locality"):
+        np.testing.assert_allclose(metrics[name], out[name], rtol=1e-3)
+    assert jax.tree.structure(grad) == jax.tree.structure(learned.trained)
+    for found, exact in zip(jax.tree.leaves(grad), jax.tree.leaves(wanted), strict=True):
+        assert off(found, exact) < 1e-3
+
+
+def test_hyper_gradients_are_finite_differences_in_float64(learned):
+    """Of the sum of ∂L/∂S ⊙ S, by λ, by η, and by a few weights of every part of the networks."""
+    some, m = lessons(), world()
+    grad, _, running = gradient(learned, some)
+    found = malmen.factors(m.params, parts(some)[0], OPT, m.cfg)
+    exact = Exact(running, found)
+    now = Learned(learned.trained, running)
+    chunks = inner.cut(some, 4)
+    pull, _ = malmen.outer(m.params, change(now, [parts(some)[0]]), some, chunks, OPT, m.cfg)
+    pull = by_shape(pull, OPT, m.cfg)
+    leaves, form = jax.tree.flatten(jax.tree.map(lambda x: np.asarray(x, np.float64), now.trained))
+
+    def pairing(i, at, h):
+        moved = [x.copy() for x in leaves]
+        moved[i][at] += h
+        shift = exact.shift(jax.tree.unflatten(form, moved))
+        return sum((np.asarray(pull[name], np.float64) * s).sum() for name, s in shift.items())
+
+    for i, slope in enumerate(jax.tree.leaves(grad)):
+        slope = np.asarray(slope)
+        for nth in range(2):  # the largest: what is nearly zero has no relative error
+            at = np.unravel_index(np.abs(slope).ravel().argsort()[-1 - nth], slope.shape)
+            h = 1e-5 * max(abs(leaves[i][at]), 1e-3)
+            wanted = (pairing(i, at, h) - pairing(i, at, -h)) / (2 * h)
+            np.testing.assert_allclose(slope[at], wanted, rtol=1e-3)
+
+
+def test_the_size_of_chunks_does_not_matter(learned):
+    some = lessons(8)
+    one, *others = [gradient(learned, some, dataclasses.replace(OPT, chunk=c)) for c in (8, 2, 1)]
+    for other in others:
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4 * float(jnp.abs(a).max()))
+    with pytest.raises(ValueError, match="chunk=3 does not divide the step's 8 lessons"):
+        gradient(learned, some, dataclasses.replace(OPT, chunk=3))
+
+
+def test_memory_does_not_grow_with_the_lessons_but_for_their_factors(learned):
+    def held(count):
+        some = jax.tree.map(lambda x: jnp.concatenate([jnp.asarray(x)] * (count // 8)), lessons(8))
+        how = {"learner": malmen.LEARNER, "opt": OPT, "cfg": world().cfg}
+        made = learner.gradient.lower(learned, world().params, some, **how).compile()
+        factors = jax.eval_shape(
+            lambda: malmen.factors(world().params, parts(some)[0], OPT, world().cfg)
+        )
+        return made.memory_analysis().temp_size_in_bytes, sum(
+            x.size * 4 for x in jax.tree.leaves(factors)
+        )
+
+    (few, few_factors), (many, many_factors) = held(8), held(32)
+    assert many - few < 3 * (many_factors - few_factors)
+
+
+def test_all_tokens_of_a_step_are_counted_before_anything_is_normed(learned):
+    some = lessons()
+    _, _, running = gradient(learned, some)
+    found = malmen.factors(world().params, parts(some)[0], OPT, world().cfg)
+    before = malmen.factors(world().params, parts(lessons(8, 1))[0], OPT, world().cfg)
+    for name, (u, v) in found.items():
+        used = lambda f: np.asarray((f.u != 0).any(-1) & (f.v != 0).any(-1))
+        for side, x, old in (("u", u, before[name].u), ("v", v, before[name].v)):
+            every = np.concatenate(
+                [np.asarray(old)[used(before[name])], np.asarray(x)[used(found[name])]]
+            )
+            assert int(running[name]["count"]) == len(every)
+            np.testing.assert_allclose(running[name][f"{side}_mean"], every.mean(0), atol=1e-5)
+            deviation = np.sqrt(running[name][f"{side}_sum"] / (len(every) - 1))
+            assert off(deviation, every.std(0, ddof=1)) < 1e-4
+
+
+def test_facts_are_edited_and_training_lowers_the_loss():
+    m = world()
+    opt = MalmenConfig((1, 2, 3), rank=32, step=4e-3, chunk=4)
+    now, found = trained(malmen.LEARNER, opt, 6, 1e-4)
+    assert found[-1]["loss"] < found[0]["loss"]
+    asked, _ = requests("world:small:0:12")
+    editor = malmen.malmen(opt)
+    state = editor.init(KEY, m, now)
+    batches = tuple(batch for _, batch in aligned(m.tokenizer, asked, about=None, token="last"))
+    result, _ = editor.edit(state, m.params, batches)
+    assert all(d.w.shape == (3, 512, 128) for d in result.deltas.values())
+    assert float(result.info["loss"].mean()) < 0.5
+    each = editor.each(state, m.params, batches)
+    assert each.deltas["mlp/down"].a.shape[1] == 12
+    assert float(each.info["loss"].mean()) < 1.0
+
+
+def test_an_editor_that_was_not_trained_is_refused():
+    asked, _ = requests("world:small:0:1")
+    with pytest.raises(ValueError, match="malmen is trained before it edits"):
+        edit.run(world(), asked, "malmen", trained="")
+    with pytest.raises(ValueError, match="trained before it edits"):
+        malmen.malmen(OPT).init(KEY, world())
+
+
+def test_settings_that_cannot_be():
+    for how in ({"depth": 0}, {"rank": 0}, {"chunk": 0}):
+        with pytest.raises(ValueError, match="positive"):
+            MalmenConfig((1,), **how)
