@@ -61,6 +61,14 @@ def full_gradient(params, rows, paths, layers=LAYERS):
     return jax.grad(loss)(weights(params, paths, layers))
 
 
+def stirred(now, size=0.2):
+    """What was learned, at random: nothing of it is zero."""
+    leaves, tree = jax.tree.flatten(now.trained)
+    noise = lambda i, x: size * jax.random.normal(jax.random.key(i), x.shape)
+    moved = [x + noise(i, x) for i, x in enumerate(leaves)]
+    return learner.Learned(jax.tree.unflatten(tree, moved), now.running)
+
+
 def trained(method, opt, steps, lr, count=8):
     """An editor after a few steps on the same lessons, and the metrics of every step."""
     now = learner.first(jax.random.key(0), method, opt, world().cfg)

@@ -12,6 +12,7 @@ from small_lessons import (
     full_gradient,
     lessons,
     parts,
+    stirred,
     trained,
     weights,
     with_weights,
@@ -32,7 +33,7 @@ START = LAYERS[0]
 @pytest.fixture(scope="module")
 def learned():
     """Next to nothing is added to the gated gradient, which would hide it."""
-    now = learner.first(jax.random.key(3), slag.LEARNER, OPT, world().cfg)
+    now = stirred(learner.first(jax.random.key(3), slag.LEARNER, OPT, world().cfg))
     for path, net in now.trained["matrices"].items():
         I, O = matrices(world().cfg)[path]
         at = slice(2 * O + I, 2 * O + 2 * I)
@@ -148,7 +149,7 @@ def test_sequences_side_by_side_are_sequences_alone(learned):
 
 
 def test_training_lowers_the_loss():
-    opt = SlagConfig(LAYERS, sequence=4, reader=16, condition=32, hidden=32, scale=50.0)
+    opt = dataclasses.replace(OPT, sequence=4, step=0.005, scale=50.0)
     _, found = trained(slag.LEARNER, opt, 25, 3e-3)
     assert found[-1]["edit_loss"] < 0.6 * found[0]["edit_loss"]
     assert found[-1]["success"] > found[0]["success"]

@@ -3,7 +3,8 @@
     scope:    -log s(key, wording) - log(1 - s(key, kept)) - Σ log(1 - s(key, wording of another))
     counter:  -log p_c(target | memory; wording) + KL(p ‖ p_c) after the target
 
-(the last is ours: without it nothing says where an answer ends), or (supervised=false) together, by MEND's objective for log((1 - s) p + s p_c), s of the own memory.
+(the last is ours: without it nothing says where an answer ends), or (supervised=false) together, by
+MEND's objective for log((1 - s) p + s p_c), s of the own memory.
 
 Shapes as in data.answers and edit.router; N lessons, Q = 3 rows of each, S tokens of a separator.
 """
