@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -87,11 +88,13 @@ def test_of_equal_memories_the_latest_is_taken_and_no_memory_is_about_nothing():
         join([router(), router(scope=scope("cosine"))])
 
 
-def test_an_encoder_by_name_is_the_same_model_or_refused():
-    named = Edit(deltas=DELTAS, router=router(scope=scope(encoder="world")))
-    assert route(model(), named, [*ABOUT, *OTHERS]).tolist() == [0, 1, 2, -1, -1]
+def test_an_encoder_by_name_reads_the_same_tokens_or_is_refused():
+    for name in ("world", "world-llama"):
+        named = Edit(deltas=DELTAS, router=router(scope=scope(encoder=name)))
+        assert route(model(), named, [*ABOUT, *OTHERS]).tolist() == [0, 1, 2, -1, -1]
+    foreign = str(Path(__file__).parents[1] / "golden/editing/gpt2-tiny")
     with pytest.raises(ValueError, match="it must read the tokens of the edited model"):
-        router(scope=scope(encoder="world-llama"))
+        router(scope=scope(encoder=foreign))
 
 
 def test_rows_carry_their_memory_or_nothing_exactly():
@@ -153,7 +156,7 @@ def test_a_file_holds_the_router_and_weights_do_not(tmp_path):
     assert jax.tree.structure(one.router) == jax.tree.structure(again.router)
     assert route(model(), again, [*ABOUT, *OTHERS]).tolist() == [0, 1, 2, -1, -1]
     again.check(model())
-    wrong = dataclasses.replace(again, router=again.router.replace(tokens_MP=np.array([[9999]])))
+    wrong = dataclasses.replace(again, router=again.router.replace(tokens_MP=np.full((3, 1), 9999)))
     with pytest.raises(ValueError, match="prefix token 9999"):
         wrong.check(model())
     with pytest.raises(ValueError, match="an edit with a router cannot be merged into weights"):
