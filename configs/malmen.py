@@ -17,5 +17,5 @@ def config(preset: str = "world") -> TrainConfig:
     if preset.endswith("-zsre"):  # the authors': a thousand edits in a step
         optimizer = dataclasses.replace(ADAM, lr=1e-5, clip=1.0)
         return for_model("malmen", preset, batch=1024, step_lr=1e-5, optimizer=optimizer)
-    optimizer = dataclasses.replace(ADAM, lr=1e-4, clip=1.0, schedule="linear")
-    return for_model("malmen", preset, batch=128, step_lr=1e-4, optimizer=optimizer)
+    optimizer = dataclasses.replace(ADAM, lr=8e-5, clip=1.0, schedule="linear")
+    return for_model("malmen", preset, batch=256, step_lr=1e-4, optimizer=optimizer)

@@ -101,8 +101,12 @@ def asked(some: Sequence[Lesson], random: np.random.RandomState) -> Answers:
 
 
 def pick(lesson: Lesson, edited: set[str], random: np.random.RandomState) -> Row:
-    """What is kept: of a key, then of its prompts; the last resort is any."""
-    free = [[row for prompt, row in rows if prompt not in edited] for rows in lesson.kept]
+    """What is kept: of a key, then of its prompts; the last resort is any.
+
+    A prompt may begin with another sentence ("distracting"), so its end says what it asks.
+    """
+    ends = tuple(edited)
+    free = [[row for prompt, row in rows if not prompt.endswith(ends)] for rows in lesson.kept]
     free = [rows for rows in free if rows] or [[row for _, row in rows] for rows in lesson.kept]
     rows = free[random.randint(len(free))]
     return rows[random.randint(len(rows))]

@@ -123,7 +123,7 @@ LAST = {
 PAPER["mend"] = PAPER["ke"] = PAPER["slag"] = PAPER["enn"] = LAST
 PAPER["malmen"] = {
     "gpt2-xl": {"layers": span(42, 47)},
-    "gpt-j-6b": {"layers": span(18, 26)},
+    "gpt-j-6b": {"layers": span(22, 27)},
     **{name: {"layers": span(18, 26)} for name in LIKE_LLAMA},
 }
 PAPER["serac"] = {name: {"layers": span(0, known.layers - 1)} for name, known in MODELS.items()}
@@ -229,7 +229,7 @@ OURS: dict[str, dict[str, Settings]] = {
 # be kept is compared where its answers are, which the goals for these models are about.
 for name in WORLDS:
     OURS["mend"][name] |= {"step": -1e-3, "objective.edit": 1.0, "objective.where": "answer"}
-    OURS["malmen"][name] = {"layers": (0, 1, 2, 3), "tokens": "text", "rank": 64, "step": 1e-3}
+    OURS["malmen"][name] = {"layers": (1, 2, 3), "rank": 256, "step": 3e-3}
     network = {"scale": 16.0, "step": 0.02, "objective.where": "answer"}
     OURS["ke"][name] |= network | {"margin": 0.1}
     OURS["slag"][name] |= network | {"sequence": 4}
