@@ -1,6 +1,6 @@
 """The two models of SERAC, and how they are trained: edit.prompts.serac says what for.
 
-    scope:    -log s(key, wording) - log(1 - s(key, kept)) - Σ log(1 - s(key, what is another's))
+    scope:    -log s(key, wording) - log(1 - s(key, kept)) - Σ log(1 - s(key, wording of another))
     counter:  -log p_c(target | memory; wording) + KL(p ‖ p_c) after the target
 
 (the last is ours: without it nothing says where an answer ends), or (supervised=false) together, by
@@ -203,14 +203,14 @@ def gradient(
 
 def scope_loss(log_QNN: Array) -> Array:
     """Binary cross-entropy by request: of its other wording, of what is kept beside it, and of all
-    that belongs to other requests together.
+    other requests and wordings together.
     """
     N = log_QNN.shape[1]
     no = lambda log: -jnp.log1p(-SHARP * jnp.exp(log))
     own = lambda x: jnp.diagonal(x).sum() / N
-    _, said, kept = log_QNN
-    others = jnp.where(jnp.eye(N, dtype=bool), 0, no(log_QNN)).sum() / N
-    return own(-said) + own(no(kept)) + others
+    edit, said, kept = log_QNN
+    other = jnp.where(jnp.eye(N, dtype=bool), 0, no(edit) + no(said)).sum() / N
+    return own(-said) + own(no(kept)) + other
 
 
 def mixed(
