@@ -16,7 +16,7 @@ import dataclasses
 from jaxedit.evaluate.task import EvaluateTask, for_data
 from jaxedit.train.editor import DOMAINS, held_out
 
-METHODS = ("mend", "ke", "slag", "enn", "serac")
+METHODS = ("mend", "malmen", "ke", "slag", "enn", "serac")
 PRESETS = tuple(f"{m}-{x}-{y}" for m in METHODS for x in DOMAINS for y in DOMAINS)
 
 

@@ -88,6 +88,7 @@ ORDER = [
     "edit.weights.ke",
     "edit.weights.slag",
     "edit.weights.enn",
+    "edit.weights.malmen",
     "edit.prompts.encoder",
     "edit.prompts.memory",
     "edit.prompts.serac_learner",

@@ -21,6 +21,7 @@ from jaxedit.edit.weights.fine_tune import FineTuneConfig, fine_tune
 from jaxedit.edit.weights.ke import KeConfig, ke
 from jaxedit.edit.weights.kn import KnConfig, kn
 from jaxedit.edit.weights.lora import LoraEditConfig, lora
+from jaxedit.edit.weights.malmen import MalmenConfig, malmen
 from jaxedit.edit.weights.memit import MemitConfig, memit
 from jaxedit.edit.weights.mend import MendConfig, mend
 from jaxedit.edit.weights.pmet import PmetConfig, pmet
@@ -55,6 +56,7 @@ EDITORS: dict[str, Method] = {
     "ke": Method(ke, KeConfig),
     "slag": Method(slag, SlagConfig),
     "enn": Method(enn, EnnConfig),
+    "malmen": Method(malmen, MalmenConfig),
     "serac": Method(serac, SeracConfig),
 }
 

@@ -27,7 +27,7 @@ def gate(gated: bool) -> Settings:
     return {"targets": ("mlp/gate", "mlp/up", "mlp/down")} if gated else {}
 
 
-TRAINED = ("mend", "ke", "slag", "enn")  # see edit/learner.py
+TRAINED = ("mend", "malmen", "ke", "slag", "enn")  # see edit/learner.py
 ONE = ("rome", "r-rome", "bird", "emmet")  # methods of one layer
 GPT = search(20, 0.5, 0.5, 4.0)
 LLAMA = search(25, 0.5, 1e-3, 4.0)
@@ -121,6 +121,11 @@ LAST = {
     "qwen2.5-7b": {"layers": span(25, 27)} | gate(True),
 }
 PAPER["mend"] = PAPER["ke"] = PAPER["slag"] = PAPER["enn"] = LAST
+PAPER["malmen"] = {
+    "gpt2-xl": {"layers": span(42, 47)},
+    "gpt-j-6b": {"layers": span(22, 27)},
+    **{name: {"layers": span(18, 26)} for name in LIKE_LLAMA},
+}
 PAPER["serac"] = {name: {"layers": span(0, known.layers - 1)} for name, known in MODELS.items()}
 PAPER["r-rome"] = PAPER["rome"]
 PAPER["ft-c"] = PAPER["ft-l"]
@@ -224,6 +229,7 @@ OURS: dict[str, dict[str, Settings]] = {
 # be kept is compared where its answers are, which the goals for these models are about.
 for name in WORLDS:
     OURS["mend"][name] |= {"step": -1e-3, "objective.edit": 1.0, "objective.where": "answer"}
+    OURS["malmen"][name] = {"layers": (1, 2, 3), "rank": 256, "step": 3e-3}
     network = {"scale": 16.0, "step": 0.02, "objective.where": "answer"}
     OURS["ke"][name] |= network | {"margin": 0.1}
     OURS["slag"][name] |= network | {"sequence": 4, "objective.local": 4.0}
@@ -280,7 +286,8 @@ def derived(method: str, model: ModelConfig) -> Settings:
     if method == "serac":
         return {"layers": span(0, model.layers - 1)}
     if method in TRAINED:  # as MEND's authors: the MLPs of the last three layers
-        return {"layers": span(max(model.layers - 3, 0), model.layers - 1)} | gate(model.gated)
+        top = {"layers": span(max(model.layers - 3, 0), model.layers - 1)}
+        return top | (gate(model.gated) if method != "malmen" else {})
     if method in ("ft-l", "ft-m", "ft-c"):
         bound = {"bound": 5e-4} if method == "ft-c" else {}
         return {"layer": round(0.66 * (model.layers - 1))} | bound

@@ -35,6 +35,9 @@ class Factored:
     rest_FF: Array | None = None  # what the matrix has lost in float32's rounding
 
 
+Pair = tuple[Array, Array]  # numbers, and what float32 has rounded away of them
+
+
 class Solved(NamedTuple):
     x_FN: Array
     error_N: Array  # of x, relative
@@ -50,6 +53,12 @@ def factor(matrix_FF: Array, ridge: float | Array = 0.0) -> Factored:
     scale_F = jax.lax.rsqrt(jnp.diagonal(matrix_FF))
     unit_FF = matrix_FF * scale_F[:, None] * scale_F
     return Factored(matrix_FF, scale_F, jnp.linalg.cholesky((unit_FF + unit_FF.T) / 2))
+
+
+def factored(pair: Pair) -> Factored:
+    """A matrix in two parts."""
+    high_FF, low_FF = pair
+    return factor(high_FF + low_FF).replace(matrix_FF=high_FF, rest_FF=low_FF)
 
 
 def roughly(f: Factored, b_FN: Array) -> Array:
@@ -109,8 +118,7 @@ def spread(f: Factored, keys_FN: Array, weight: float | Array, *, apart: bool = 
     high_NN, low_NN = product(keys_FN.T, y_FN)
     low_NN += dot(keys_FN.T, rest_FN)
     high_NN, low_NN = plus((high_NN, low_NN), jnp.diag(weight + none_N))
-    inner = factor(high_NN + low_NN).replace(matrix_FF=high_NN, rest_FF=low_NN)
-    x_NF, inner_F, low_NF = solve(inner, y_FN.T, rest_FN.T)
+    x_NF, inner_F, low_NF = solve(factored((high_NN, low_NN)), y_FN.T, rest_FN.T)
     return Solved(x_NF.T, jnp.maximum(error_N, inner_F.max()), low_NF.T)
 
 
@@ -136,6 +144,12 @@ def product(a_MK: Array, b_KN: Array) -> tuple[Array, Array]:
     return jax.lax.scan(add, (zero, zero), (a_cMk, b_ckN))[0]
 
 
+def times(a_MF: Array, x: Solved) -> Array:
+    """a x, of which large parts may cancel."""
+    high_MN, low_MN = product(a_MF, x.x_FN)
+    return high_MN + (low_MN + dot(a_MF, x.low_FN))
+
+
 def largest(x: Array, axis: int) -> Array:
     """The exponent of the largest number along an axis."""
     return jnp.frexp(jnp.abs(x).max(axis, keepdims=True))[1]
@@ -158,6 +172,11 @@ def plus(total: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
     new = high + x
     seen = new - high
     return new, low + ((high - (new - seen)) + (x - seen))
+
+
+def sum_of(one: Pair, more: Pair) -> Pair:
+    high, low = plus(one, more[0])
+    return high, low + more[1]
 
 
 def size(x_FN: Array) -> Array:

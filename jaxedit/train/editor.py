@@ -104,8 +104,8 @@ def held_out(relations: tuple[str, ...] = ()) -> str:
 def of_world(relations: tuple[str, ...]) -> LessonConfig:
     """Other facts than those: several targets for each, and as many about things that are new."""
     count = sum(not relations or name in relations for _, name in make("small").facts)
-    draws = [("counterfactual", draw) for draw in range(4)]
-    draws += [("insertion", draw) for draw in range(10, 14)]
+    draws = [("counterfactual", draw) for draw in range(16)]
+    draws += [("insertion", draw) for draw in range(20, 36)]
     of = ":" + "+".join(relations) if relations else ""
     sources = tuple(f"world:small:0:{count}:{kind}:{draw}{of}" for kind, draw in draws)
     return LessonConfig(sources, without=(held_out(relations),))

@@ -140,7 +140,7 @@ def test_an_editor_refuses_what_it_was_not_trained_for(world, asked, trained, tm
 HUB = {"gpt2-xl-zsre": "openai-community/gpt2-xl", "llama-2-7b-zsre": "meta-llama/Llama-2-7b-hf"}
 
 
-@pytest.mark.parametrize("method", ["mend", "ke", "slag", "enn", "serac"])
+@pytest.mark.parametrize("method", ["mend", "malmen", "ke", "slag", "enn", "serac"])
 @pytest.mark.parametrize("preset", ["world", "world-llama", "gpt2-xl-zsre", "llama-2-7b-zsre"])
 def test_presets(method, preset):
     cfg = for_model(method, preset)
