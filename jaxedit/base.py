@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+VERSION = "0.1.0"
+
 Array = jax.Array
 Params = dict[str, Any]  # nested dict of arrays; its structure comes from models.specs
 

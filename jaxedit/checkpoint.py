@@ -21,6 +21,8 @@ import numpy as np
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
+from jaxedit.base import VERSION
+
 FORMAT = 1
 ABOUT = "_CHECKPOINT_METADATA"  # Orbax writes it; its own reader opens every array
 SIZES = "sizes.json"
@@ -250,8 +252,8 @@ def _encode(tree: Any, metadata: dict | None) -> tuple[dict[str, Any], dict]:
             array = np.asarray(array)  # every process has its own, alike: Orbax writes the first's
         if array.size:  # Orbax writes no empty arrays; the table is enough to make them again
             arrays[name] = array
-    packages = {"jaxedit": "jaxedit", "jax": "jax", "orbax": "orbax-checkpoint"}
-    versions = {name: importlib.metadata.version(package) for name, package in packages.items()}
+    orbax = importlib.metadata.version("orbax-checkpoint")
+    versions = {"jaxedit": VERSION, "jax": jax.__version__, "orbax": orbax}
     about = {"metadata": metadata, "versions": versions | {"format": FORMAT}, "leaves": leaves}
     return arrays or {"": np.zeros(1)}, about  # nor empty trees
 

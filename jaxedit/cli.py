@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import os
 import sys
 import traceback
@@ -41,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nexperiments: python -m jaxedit.VERB --config FILE.py[:PRESET] [--set KEY=VALUE …]")
         return 0
     if verb == "--version":
-        print(f"jaxedit {importlib.metadata.version('jaxedit')}")
+        from jaxedit.base import VERSION
+
+        print(f"jaxedit {VERSION}")
         return 0
     with one_line_errors():
         if verb not in VERBS:

@@ -1,5 +1,5 @@
 """Every test runs on eight CPU devices, with strict dtypes, exact matmuls, a compile cache and no
-network.
+network. On a GPU: JAX_PLATFORMS=cuda pytest -m gpu.
 """
 
 import gc

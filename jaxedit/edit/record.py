@@ -2,24 +2,24 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxedit import delta, merge, tensorfile
-from jaxedit.base import Deltas, Dense, LowRank, Write, Writes
+from jaxedit.base import VERSION, Deltas, Dense, LowRank, Write, Writes
 from jaxedit.checksum import checksum
 from jaxedit.edit.router import Router, Scope
 from jaxedit.hf import peft
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import check_names, matrices, sites
 
-VERSION = 1  # of the file's layout
+LAYOUT = 1  # of the file's layout
 KINDS: dict[str, type] = {}  # what a file may hold, by name: reading one never imports anything
 
 
@@ -62,7 +62,7 @@ class Edit:
         }
         if self.router is not None:
             layout["router"] = _pack("router", {"router": self.router}, arrays)
-        about = {"jaxedit": "edit", "version": str(VERSION), "layout": json.dumps(layout)}
+        about = {"jaxedit": "edit", "version": str(LAYOUT), "layout": json.dumps(layout)}
         about["provenance"] = _to_json(self.provenance)
         about["sha256"] = _digest(about, arrays)
         tensorfile.write(file, tensorfile.entries(arrays), about)
@@ -76,9 +76,9 @@ class Edit:
                 f"{file}: a safetensors file, but not an edit; Edit.load reads what edit.save "
                 "wrote, jaxedit.hf.peft.read reads adapters"
             )
-        if about.get("version") != str(VERSION):
+        if about.get("version") != str(LAYOUT):
             raise ValueError(
-                f"{file}: an edit of format {about.get('version')}, this jaxedit reads {VERSION}; "
+                f"{file}: an edit of format {about.get('version')}, this jaxedit reads {LAYOUT}; "
                 "use the version that wrote it, or a later one"
             )
         arrays = {name: t.read() for name, t in tensors.items()}
@@ -163,7 +163,7 @@ def origin(model: Model, *, method: str, **more: Any) -> dict[str, Any]:
     """Provenance of an edit made on this model; `more` (config, request, date …) is JSON or
     dataclasses.
     """
-    versions = {name: importlib.metadata.version(name) for name in ("jaxedit", "jax")}
+    versions = {"jaxedit": VERSION, "jax": jax.__version__}
     base = {"checksum": checksum(model.params), "family": model.cfg.family}
     return {"method": method, "base": base, "versions": versions} | {
         k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) and not isinstance(v, type) else v
