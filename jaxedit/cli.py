@@ -26,6 +26,10 @@ VERBS = {
     "generate": ("jaxedit.console:generate", "continue prompts with a model"),
     "edit": ("jaxedit.editing:main", "change what a model says: one fact, or a file of them"),
     "edits": ("jaxedit.edits:main", "a ledger of edits: list, show, undo, merge, export, check"),
+    "bound": (
+        "jaxedit.console:bound",
+        "check the certificate of a generalization bound",
+    ),
     "report": ("jaxedit.report.__main__:main", "the page of an evaluation run, or of several"),
     "data": ("jaxedit.console:data", "read a published dataset: what is in it, what was left out"),
 }

@@ -171,3 +171,25 @@ def data(argv: Sequence[str]) -> None:
     for item in found.items[: args.show]:
         print(json.dumps(dataclasses.asdict(item), indent=2, ensure_ascii=False))
     print(found.report(args.skipped))
+
+
+def bound(argv: Sequence[str]) -> int:
+    """`jaxedit bound verify CERTIFICATE`."""
+    ap = cli.Parser("jaxedit bound", description="certificates that python -m jaxedit.bounds makes")
+    ap.add_argument("action", choices=("verify", "show"))
+    ap.add_argument("certificate", type=Path, help="certificate.json, or its folder")
+    args = ap.parse_args(argv)
+    from jaxedit.bounds.certificate import read, verify
+    from jaxedit.report import bounds
+
+    if args.action == "show":
+        print(bounds.words(read(args.certificate)[0]))
+        return 0
+    made, different = verify(args.certificate, Meter)
+    print(bounds.words(made))
+    if different:
+        for what, stated, found in different:
+            print(f"{what}: the certificate says {stated}, found {found}", file=sys.stderr)
+        return 1
+    print("verified: the bytes decode, and everything follows from them and the data to 1e-9")
+    return 0

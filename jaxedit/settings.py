@@ -98,6 +98,30 @@ def rebuild(cfg: Any, changes: dict[str, Any], prefix: str) -> Any:
     return dataclasses.replace(cfg, **new)
 
 
+def restore(kind: type, data: Any) -> Any:
+    """The config that `dump` wrote: the JSON of dataclasses of type `kind`."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{data!r:.40} is no {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(set(data) - set(hints)):
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}")
+    return kind(**{key: thaw(hints[key], value) for key, value in data.items()})
+
+
+def thaw(hint: Any, value: Any) -> Any:
+    """JSON knows neither tuples nor classes."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and value is not None:
+        return restore(hint, value)
+    if origin in (typing.Union, types.UnionType) and value is not None:
+        kinds = [option for option in options if option is not type(None)]
+        return thaw(kinds[0], value) if len(kinds) == 1 else value
+    if origin is tuple and isinstance(value, list):
+        each = options[:1] * len(value) if options[-1:] == (...,) else options
+        return tuple(thaw(one, item) for one, item in zip(each, value, strict=True))
+    return value
+
+
 def walk(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted path, annotation, value) of every field, those that hold further fields included."""
     hints = typing.get_type_hints(type(cfg))

@@ -41,12 +41,15 @@ class Source:
     # " = Title = " of WikiText.
     document: Split = "file"
     group: str = ""  # JSONL and hub: documents with the same value of this field are held together
+    cut: int = 0  # documents fall into passages of so many characters, without what is left over
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, str):
             raise ValueError(f"paths {self.paths!r} is one string; give a tuple of them")
         if self.document not in get_args(Split):
             raise ValueError(f"document {self.document!r}: one of {', '.join(get_args(Split))}")
+        if self.cut < 0:
+            raise ValueError(f"cut={self.cut}: characters of a passage, or 0")
 
 
 class Document(NamedTuple):
@@ -73,6 +76,15 @@ def read(source: Source, progress: Progress = quiet) -> Iterator[Document | Skip
     """Every document in the order of the paths (a folder's and a glob's files by name), and the
     rows that are none. progress: bytes of the files.
     """
+    for item in whole(source, progress):
+        if not source.cut or isinstance(item, Skipped):
+            yield item
+            continue
+        for begin in range(0, len(item.text) - source.cut + 1, source.cut):
+            yield Document(item.text[begin : begin + source.cut], item.hash)
+
+
+def whole(source: Source, progress: Progress) -> Iterator[Document | Skipped]:
     files = find(source)
     sizes = [0 if isinstance(file, str) else file.stat().st_size for file in files]
     before, total = 0, sum(sizes)
@@ -91,7 +103,8 @@ def read(source: Source, progress: Progress = quiet) -> Iterator[Document | Skip
 
 def digest(source: Source) -> str:
     """A name for what `read` gives: of the files' contents, wherever they lie and however old."""
-    content = hashlib.sha256(repr((source.field, source.document, source.group)).encode())
+    how = (source.field, source.document, source.group, *filter(None, [source.cut]))
+    content = hashlib.sha256(repr(how).encode())
     for file in find(source):
         if isinstance(file, str):
             rows = read_hub(file, source)

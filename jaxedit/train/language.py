@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxedit.base import Array, LowRank, Params
+from jaxedit.data import bytewise
 from jaxedit.data.cases import Probe
 from jaxedit.data.text import Text, TextConfig
 from jaxedit.data.text import load as load_text
@@ -34,7 +35,11 @@ from jaxedit.train.loop import Task
 from jaxedit.train.loss import next_token
 from jaxedit.train.optimizer import OptimizerConfig, adamw, learning_rate
 
-WORLD = ("world", "world-bos")  # tokenizers that are made, not read
+MADE: dict[str, Callable[[], Any]] = {  # tokenizers that are made, not read
+    "world": world_tokenizer,
+    "world-bos": partial(world_tokenizer, bos=True),
+    "bytes": bytewise.tokenizer,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,7 @@ class LanguageConfig:
     text: TextConfig
     model: ModelConfig | None = None  # trained from scratch
     start: str = ""  # or: a folder, checkpoint or hub name to go on from
-    tokenizer: str = ""  # a folder or hub name, "world", "world-bos"; "": that of `start`
+    tokenizer: str = ""  # a folder or hub name, "world", "world-bos", "bytes"; "": that of `start`
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = ONE_DEVICE
     lora: LoraConfig | None = None  # None: all weights are trained
@@ -90,13 +95,16 @@ class LanguageConfig:
         return language_task(self, steps, progress)
 
 
+def tokenizer_of(name: str) -> Any:
+    """One that is made, or that of a folder or hub name."""
+    return MADE[name]() if name in MADE else read_tokenizer(find(name))
+
+
 def first_model(cfg: LanguageConfig, mesh: Mesh | None) -> Model:
     """The model before the first step. Weights that are trained are float32."""
     tokenizer = None
-    if cfg.tokenizer in WORLD:
-        tokenizer = world_tokenizer(bos=cfg.tokenizer == "world-bos")
-    elif cfg.tokenizer:
-        tokenizer = read_tokenizer(find(cfg.tokenizer))
+    if cfg.tokenizer:
+        tokenizer = tokenizer_of(cfg.tokenizer)
     if cfg.start:
         model = load(cfg.start, mesh, cfg.dtype if cfg.lora else "float32")
         model = model._replace(tokenizer=tokenizer or model.tokenizer)

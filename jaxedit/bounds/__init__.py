@@ -1,0 +1,1 @@
+"""Generalization bounds: a model trained in a small subspace, its code in bytes, what it proves."""

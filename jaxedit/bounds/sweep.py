@@ -1,0 +1,47 @@
+"""Several certificates side by side: one config, and what each variant changes of it.
+
+They are compared on the same documents, so each pays for being one of so many (`candidates`).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxedit import settings
+from jaxedit.bounds import certificate
+from jaxedit.bounds.certificate import BoundConfig
+from jaxedit.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    base: BoundConfig
+    variants: tuple[tuple[str, tuple[str, ...]], ...]  # name, and settings as after --set
+    across: str = ""  # what the names count, if they are numbers: the picture's axis
+    workdir: str = "runs/bounds"
+
+
+def configs(cfg: SweepConfig) -> dict[str, BoundConfig]:
+    """Every variant's config; a mistake in one is told before any is run."""
+    out: dict[str, BoundConfig] = {}
+    for name, changes in cfg.variants:
+        own = (f"workdir={Path(cfg.workdir, name)}", f"claim.candidates={len(cfg.variants)}")
+        out[name] = settings.override(cfg.base, [*changes, *own])
+    return out
+
+
+def run(cfg: SweepConfig, meters: Callable[[str, str], Progress]) -> dict[str, dict[str, Any]]:
+    """The certificates; those that are there already, of the same config, are kept."""
+    made = {}
+    for name, one in configs(cfg).items():
+        file = Path(one.workdir, certificate.FILE)
+        if file.exists():
+            found = json.loads(file.read_text())
+            if found["config"] == json.loads(settings.to_json(dataclasses.asdict(one))):
+                made[name] = found
+                continue
+        label = lambda what, unit, name=name: meters(f"{name}: {what}", unit)
+        made[name] = certificate.run(one, label)
+    return made

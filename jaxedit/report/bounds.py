@@ -1,0 +1,129 @@
+"""Certificates of bounds in words, as tables and as pictures."""
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxedit.evaluate.metrics import Interval
+from jaxedit.report import charts, png
+from jaxedit.report.charts import Line
+
+Made = Mapping[str, Any]  # a certificate
+NAMES = {"bits": "bits per token"}
+
+
+def words(made: Made) -> str:
+    """A certificate in words."""
+    m, n, delta = made["m"], made["n"], made["delta"]
+    lines = [
+        f"{made['numbers']:,} numbers of {made['levels']} levels choose one of a family of models "
+        f"with {made['parameters']:,} parameters that move",
+        f"the file has {made['bytes']:,} bytes; m = {m:,} documents, n = {n:,} of them evaluated",
+        f"with probability {1 - delta:g} all of the column 'bound' holds ({made['theorem']})",
+        "",
+    ]
+    rows = [["", "bound", *(f"({t})" for t in others(made)), "evaluated", "fresh", "no knowledge"]]
+    for key, claim in made["claims"].items():
+        rest = [made["theorems"][t][key] for t in others(made)]
+        cells = [claim["bound"], *rest, claim["risk"], claim.get("fresh", math.nan)]
+        rows.append([name(key), *map(number, cells), number(claim["vacuous"])])
+    for kind, found in made["baselines"].items():
+        for key in ("bits", "top1"):
+            if key in found:
+                cells = [found[key]["risk"], found[key].get("fresh", math.nan)]
+                blank = [""] * len(others(made))
+                label = f"{kind} ({found['bytes']:,} bytes): {name(key)}"
+                rows.append([label, number(found[key]["bound"]), *blank, *map(number, cells), ""])
+    lines.append(columns(rows))
+    lines.append("")
+    lines.append(f"smoothed by alpha = {made['claims']['bits']['alpha']:g}")
+    return "\n".join(lines)
+
+
+def others(made: Made) -> list[str]:
+    return [t for t in made["theorems"] if t != made["theorem"]]
+
+
+def name(key: str) -> str:
+    return NAMES.get(key, f"error of top {key.removeprefix('top')}")
+
+
+def number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
+def table(made: Mapping[str, Made]) -> str:
+    """Certificates beside each other."""
+    head = ["", "numbers", "bytes", "bits: bound", "evaluated", "fresh", "alpha", "top 1: bound"]
+    rows = [head]
+    for name, one in made.items():
+        bits, top = one["claims"]["bits"], one["claims"].get("top1", {})
+        rows.append([
+            name, f"{one['numbers']:,}", f"{one['bytes']:,}", f"{bits['bound']:.3f}",
+            f"{bits['risk']:.3f}", f"{bits.get('fresh', float('nan')):.3f}", f"{bits['alpha']:g}",
+            f"{top.get('bound', float('nan')):.3f}",
+        ])  # fmt: skip
+    first = next(iter(made.values()))
+    for name, one in first["baselines"].items():
+        bits, top = one["bits"], one.get("top1", {})
+        rows.append([
+            name, "", f"{one['bytes']:,}", f"{bits['bound']:.3f}", f"{bits['risk']:.3f}",
+            f"{bits.get('fresh', float('nan')):.3f}", f"{bits['alpha']:g}",
+            f"{top.get('bound', float('nan')):.3f}",
+        ])  # fmt: skip
+    return columns(rows)
+
+
+def columns(rows: list[list[str]]) -> str:
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    line = lambda row: "  ".join(
+        cell.ljust(w) if i == 0 else cell.rjust(w)
+        for i, (cell, w) in enumerate(zip(row, wide, strict=True))
+    )
+    return "\n".join(line(row).rstrip() for row in rows)
+
+
+def several(made: Mapping[str, Made], folder: Path, across: str = "") -> list[Path]:
+    """Their bounds, as shares of what no knowledge gives, or (names are numbers) as a curve."""
+    share = lambda claim, key: exact(claim[key] / claim["vacuous"])
+    if across:
+        xs = [float(name) for name in made]
+        lines = [
+            Line(label, xs, [exact(one["claims"]["bits"][key]) for one in made.values()])
+            for label, key in (("bound", "bound"), ("evaluated", "risk"))
+        ]
+        drawn = charts.curves(lines, title="Bits per token", across=across)
+    else:
+        claims = [one["claims"] for one in made.values()]
+        values = [[share(c["bits"], key) for c in claims] for key in ("bound", "risk")]
+        title = "Bits per token, of those without knowledge"
+        drawn = charts.bars(list(made), ["bound", "evaluated"], values, title=title)
+    return save(drawn, folder, "bounds")
+
+
+def by_alpha(made: Made, folder: Path) -> list[Path]:
+    """How the bound and the risk depend on alpha."""
+    some = made["claims"]["bits"]["alphas"]
+    xs = [one["alpha"] for one in some]
+    lines = [
+        Line(label, xs, [exact(one[key]) for one in some])
+        for label, key in (("bound", "bound"), ("evaluated", "risk"))
+    ]
+    drawn = charts.curves(lines, title="Bits per token by alpha", across="alpha", factors=True)
+    return save(drawn, folder, "bound")
+
+
+def exact(value: float) -> Interval:
+    return Interval(value, value, value, 1)
+
+
+def save(drawn: str, folder: Path, name: str) -> list[Path]:
+    """As SVG, and as PNG where that can be made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.svg"
+    file.write_text(drawn)
+    if importlib.util.find_spec("resvg_py") is None:
+        return [file]
+    return [file, *png.write({"bits": drawn}, folder, name)]
