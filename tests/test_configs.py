@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from jaxedit import settings
+from jaxedit.bounds.certificate import BoundConfig
+from jaxedit.bounds.fit import SubspaceTask
+from jaxedit.bounds.sweep import SweepConfig, configs
 from jaxedit.edit.methods import EDITORS, name_of
 from jaxedit.edit.task import EditTask
 from jaxedit.evaluate.ability import AbilityTask
@@ -20,8 +23,10 @@ ALL = [f"{f}:{preset}" for f in FILES for preset in settings.load(str(f))[1]]
 LOADED = {spec: settings.load(spec)[0] for spec in ALL}
 of = lambda kind: [spec for spec, cfg in LOADED.items() if isinstance(cfg, kind)]
 TRAIN, EDIT, EVALUATE, ABILITY = map(of, (TrainConfig, EditTask, EvaluateTask, AbilityTask))
+BOUND, SWEEP = of(BoundConfig), of(SweepConfig)
 EDITOR = [spec for spec in TRAIN if isinstance(LOADED[spec].task, EditorConfig)]
-LANGUAGE = [spec for spec in TRAIN if spec not in EDITOR]
+SUBSPACE = [spec for spec in TRAIN if isinstance(LOADED[spec].task, SubspaceTask)]
+LANGUAGE = [spec for spec in TRAIN if spec not in EDITOR + SUBSPACE]
 short = lambda spec: Path(spec).name
 
 
@@ -78,8 +83,28 @@ def test_a_preset_of_examination_loads_and_can_be_changed(spec):
     assert (changed.edit, changed.ability.sets) == ("a.safetensors", ("piqa:a", "mmlu:b@test"))
 
 
+@pytest.mark.parametrize("spec", BOUND + SUBSPACE, ids=short)
+def test_a_preset_of_a_bound_loads_and_can_be_changed(spec):
+    cfg = LOADED[spec]
+    lead = "task." if spec in SUBSPACE else ""
+    changed = settings.override(cfg, [f"{lead}fit.steps=7", f"{lead}sample.text.paths=(a.jsonl,)"])
+    task = changed.task
+    assert (task.fit.steps, task.sample.text.paths) == (7, ("a.jsonl",))
+
+
+@pytest.mark.parametrize("spec", SWEEP, ids=short)
+def test_every_variant_of_a_sweep_is_a_config(spec):
+    cfg = settings.override(LOADED[spec], ["base.sample.text.paths=(a.jsonl,)"])
+    made = configs(cfg)
+    assert len(made) == len(cfg.variants) > 1
+    for one in made.values():
+        assert one.sample.text.paths == ("a.jsonl",)
+        assert one.claim.candidates == len(made)
+    assert len({repr(one) for one in made.values()}) == len(made)
+
+
 def test_every_preset_is_of_some_command():
-    assert len(ALL) == sum(map(len, (TRAIN, EDIT, EVALUATE, ABILITY)))
+    assert len(ALL) == sum(map(len, (TRAIN, EDIT, EVALUATE, ABILITY, BOUND, SWEEP)))
 
 
 def test_every_config_says_how_it_is_run():
