@@ -226,8 +226,9 @@ def tail(
     if layer + 1 < cfg.layers:
         pos_BT = batch.pos_NRS[:, :, P:].reshape(N * R, S - P)
         x_BTD, _, _ = run_blocks(
-            params, x_BTD, cfg, pos_BT=pos_BT, start=layer + 1, cache=frozen.cache, remat=True
-        )
+            params, x_BTD, cfg, pos_BT=pos_BT, start=layer + 1, cache=frozen.cache, remat=True,
+            keep=False,
+        )  # fmt: skip
     return x_BTD.reshape(N, R, S - P, -1)
 
 

@@ -180,11 +180,14 @@ def run_blocks(
     remat: bool = False,
     plain: bool = False,
     unroll: bool = False,
+    keep: bool = True,
 ) -> tuple[Array, dict[str, Array], Cache | None]:
     """Scans layers [start, stop): work on layer l need not run the layers below it again.
 
     plain: promises that pos_BT is 0… T-1 in every row and that there is no cache. unroll: layers
-    one after the other in the program, not in a loop: longer to compile, faster on a CPU.
+    one after the other in the program, not in a loop: longer to compile, faster on a CPU. keep:
+    the cache comes back with these columns in it. Where gradients are wanted of a run that only
+    reads it, say False: a loop that carries the cache of all layers saves it at every one of them.
     """
     stop = cfg.layers if stop is None else stop
     if not 0 <= start <= stop <= cfg.layers:
@@ -206,7 +209,8 @@ def run_blocks(
     # Where only some layers run, weights are picked by number too: slicing the stack inside jit
     # would copy it. (They are then not differentiated efficiently; a method that trains weights
     # runs all layers.)
-    xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked)
+    old = None if cache is None or keep else (cache.k, cache.v)
+    xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked, old)
 
     def one(x_BTD: Array, i: Array, p: Params, w: dict, d: dict, store: Any) -> tuple[Array, dict]:
         found: dict[str, Array] = {}
@@ -236,7 +240,7 @@ def run_blocks(
 
     def step(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, Array]]:
         x_BTD, kv = carry
-        i, p, w, d = xs
+        i, p, w, d, old = xs
         if p is None:
             p = jax.tree.map(
                 lambda z: jax.lax.dynamic_index_in_dim(z, i, keepdims=False), params["blocks"]
@@ -244,6 +248,8 @@ def run_blocks(
 
         def store(k_BKTH: Array, v_BKTH: Array) -> tuple[Array, Array]:
             nonlocal kv
+            if old is not None:
+                return put(old[0], k_BKTH), put(old[1], v_BKTH)
             if kv is None:
                 return k_BKTH, v_BKTH
             # in the carry, not the scan's inputs and outputs: XLA then updates the cache in place
@@ -256,11 +262,11 @@ def run_blocks(
 
     if remat:
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    first = None if cache is None else (cache.k, cache.v)
+    first = (cache.k, cache.v) if cache is not None and keep else None
     (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, first), xs, unroll=unroll)
-    if cache is not None and kv is not None:
-        cache = Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
-    return x_BTD, seen, cache
+    if cache is None or kv is None:
+        return x_BTD, seen, None
+    return x_BTD, seen, Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
 
 
 def run_unstacked(
@@ -269,7 +275,7 @@ def run_unstacked(
     """What the scan of `run_blocks` does, layer by layer, on what `unstack` made."""
     if cache is None:
         raise ValueError("unstacked layers are for decoding, with a cache")
-    numbers, _, writes, deltas = xs
+    numbers, _, writes, deltas, _ = xs
     old, kept, read = cache, [], []
     for j, p in enumerate(blocks):
 

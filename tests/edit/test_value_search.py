@@ -174,6 +174,20 @@ def test_other_requests_of_the_same_shape_are_no_other_program():
     assert off(v.delta["mlp_down"], found().delta["mlp_down"]) > 0.1
 
 
+def test_memory_grows_with_the_layers_and_not_with_their_square():
+    def temporary(layers):
+        cfg = CFG.replace(layers=layers)
+        shapes = jax.eval_shape(lambda: specs.init(jax.random.key(0), cfg))
+        lowered = values._search.lower(
+            shapes, batch(), cfg, 0, SITES["rome"], OPT, extra=None, trace=False
+        )
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    above = lambda layers: layers - 1  # that the search goes back through
+    grows = (temporary(17) - temporary(9)) / (temporary(9) - temporary(5))
+    assert grows < 1.5 * (above(17) - above(9)) / (above(9) - above(5))
+
+
 def test_a_search_that_is_not_finite_fails_alone():
     """One request has a token that makes everything NaN: the others do not notice."""
     some = list(LONG)
