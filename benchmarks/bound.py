@@ -33,7 +33,7 @@ from jaxedit.models.transformer import forward
 
 SIZES = {"LoRA of rank 4": 351_744, "all weights": 124_439_808}
 NUMBERS = 50_000
-SHAPE = {  # name -> shape, tokens of a window, of a batch, documents that are read
+SHAPE: dict[str, tuple[str, dict[str, Any], int, int, int]] = {  # name -> shape, tokens of a window, of a batch, documents that are read
     "small": ("tiny-gpt2", {"layers": 4, "embed": 256, "heads": 4, "kv_heads": 4, "head_dim": 64,
                             "mlp": 1024, "vocab": 5000, "max_len": 256}, 128, 8192, 500),
     "gpt2-small": ("gpt2-small", {"vocab": 50304, "dtype": "bfloat16"}, 1024, 32_768, 10_000),
@@ -58,7 +58,7 @@ def projections() -> None:
         p = project.make("kron", D, NUMBERS, 0)
         w, g = jnp.ones(NUMBERS), jnp.ones(D)
         moved = sum(a.nbytes for a in (p.arrays.left, p.arrays.right, p.arrays.take)) + 12 * D
-        runs = {"forward": partial(there, p, w), "back": partial(back, p, w, g)}
+        runs: dict[str, Any] = {"forward": partial(there, p, w), "back": partial(back, p, w, g)}
         times = alternate(runs)
         report(
             f"P w, {NUMBERS} numbers into {D}, {name}",

@@ -26,6 +26,7 @@ VERBS = {
     "generate": ("jaxedit.console:generate", "continue prompts with a model"),
     "edit": ("jaxedit.editing:main", "change what a model says: one fact, or a file of them"),
     "edits": ("jaxedit.edits:main", "a ledger of edits: list, show, undo, merge, export, check"),
+    "locate": ("jaxedit.console:locate", "trace where a fact comes from: a picture of every state"),
     "bound": (
         "jaxedit.console:bound",
         "check the certificate of a generalization bound",

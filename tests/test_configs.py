@@ -14,6 +14,7 @@ from jaxedit.edit.methods import EDITORS, name_of
 from jaxedit.edit.task import EditTask
 from jaxedit.evaluate.ability import AbilityTask
 from jaxedit.evaluate.task import EvaluateTask
+from jaxedit.locate.task import TraceTask
 from jaxedit.train.editor import EditorConfig
 from jaxedit.train.loop import TrainConfig
 
@@ -23,7 +24,7 @@ ALL = [f"{f}:{preset}" for f in FILES for preset in settings.load(str(f))[1]]
 LOADED = {spec: settings.load(spec)[0] for spec in ALL}
 of = lambda kind: [spec for spec, cfg in LOADED.items() if isinstance(cfg, kind)]
 TRAIN, EDIT, EVALUATE, ABILITY = map(of, (TrainConfig, EditTask, EvaluateTask, AbilityTask))
-BOUND, SWEEP = of(BoundConfig), of(SweepConfig)
+BOUND, SWEEP, TRACE = map(of, (BoundConfig, SweepConfig, TraceTask))
 EDITOR = [spec for spec in TRAIN if isinstance(LOADED[spec].task, EditorConfig)]
 SUBSPACE = [spec for spec in TRAIN if isinstance(LOADED[spec].task, SubspaceTask)]
 LANGUAGE = [spec for spec in TRAIN if spec not in EDITOR + SUBSPACE]
@@ -92,6 +93,12 @@ def test_a_preset_of_a_bound_loads_and_can_be_changed(spec):
     assert (task.fit.steps, task.sample.text.paths) == (7, ("a.jsonl",))
 
 
+@pytest.mark.parametrize("spec", TRACE, ids=short)
+def test_a_preset_of_tracing_loads_and_can_be_changed(spec):
+    changed = settings.override(LOADED[spec], ["facts=a.jsonl", "kinds=mlp,attn", "limit=3"])
+    assert (changed.facts, changed.kinds, changed.limit) == ("a.jsonl", ("mlp", "attn"), 3)
+
+
 @pytest.mark.parametrize("spec", SWEEP, ids=short)
 def test_every_variant_of_a_sweep_is_a_config(spec):
     cfg = settings.override(LOADED[spec], ["base.sample.text.paths=(a.jsonl,)"])
@@ -104,7 +111,7 @@ def test_every_variant_of_a_sweep_is_a_config(spec):
 
 
 def test_every_preset_is_of_some_command():
-    assert len(ALL) == sum(map(len, (TRAIN, EDIT, EVALUATE, ABILITY, BOUND, SWEEP)))
+    assert len(ALL) == sum(map(len, (TRAIN, EDIT, EVALUATE, ABILITY, BOUND, SWEEP, TRACE)))
 
 
 def test_every_config_says_how_it_is_run():

@@ -126,4 +126,6 @@ def save(drawn: str, folder: Path, name: str) -> list[Path]:
     file.write_text(drawn)
     if importlib.util.find_spec("resvg_py") is None:
         return [file]
-    return [file, *png.write({"bits": drawn}, folder, name)]
+    picture = file.with_suffix(".png")
+    picture.write_bytes(png.renderer()(png.with_margin(drawn)))
+    return [file, picture]

@@ -1,0 +1,220 @@
+"""Causal tracing of many facts: a record per fact, the average effect by token and layer, pictures.
+
+A fact counts if the model says its answer. The average indirect effect of a kind of state is what
+restoring it adds to the answer's probability under noise, a mean over facts, by the role of the
+token: the subject's first, middle and last, the one after it, those further on, and the last.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxedit import settings
+from jaxedit.data import asked
+from jaxedit.data.cases import SLOT, EditRequest, Fact, Skipped
+from jaxedit.data.read import READERS, read
+from jaxedit.data.requests import Row, mark, tokenise
+from jaxedit.evaluate.records import lines, whole
+from jaxedit.hf.load import load as load_model
+from jaxedit.locate import trace
+from jaxedit.models.config import Model
+from jaxedit.progress import Progress, quiet
+
+ROLES = ("first", "middle", "last", "next", "further", "final")
+CASES, SUMMARY = "cases.jsonl", "summary.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceTask:
+    model: str
+    facts: str  # world:SIZE:SEED:COUNT, known_1000:PATH, another dataset, or a file of requests
+    kinds: tuple[str, ...] = ("hidden", "mlp", "attn")
+    samples: int = 10  # of noise
+    level: float = 0.0  # the noise's standard deviation; 0: `times` that of subjects' embeddings
+    times: float = 3.0
+    window: int = 0  # layers that are restored together (mlp, attn); 0: a fifth of them
+    sever: str = ""  # mlp or attn
+    limit: int = 0  # facts; 0: all
+    seed: int = 1
+    dtype: settings.Dtype | None = None
+    workdir: str = "runs/trace"
+
+    def __post_init__(self) -> None:
+        if unknown := [k for k in self.kinds if k not in trace.SITES]:
+            raise ValueError(f"kind {unknown[0]!r}: of {', '.join(trace.SITES)}")
+        if self.samples < 1 or min(self.level, self.times) < 0:
+            raise ValueError(f"samples={self.samples}, level={self.level}, times={self.times}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A fact as tokens."""
+
+    place: int
+    text: str
+    subject: str
+    answers: tuple[str, ...]
+    tokens: tuple[int, ...]  # of the prompt
+    span: tuple[int, int]  # the subject's first and last
+
+
+def facts(source: str, limit: int = 0) -> tuple[list[Fact], list[Skipped]]:
+    """What is true, of a dataset of facts or of what requests say was true before."""
+    name, _, path = source.partition(":")
+    if name in READERS and path:
+        found = read(name, path)
+        if all(isinstance(item, Fact) for item in found.items):
+            return list(found.items)[: limit or None], list(found.skipped)
+    requests, skipped = asked.requests(source, limit)
+    made = []
+    for i, request in enumerate(requests):
+        if request.ground_truth:
+            made.append(Fact(str(i), request.prompt, request.subject, request.ground_truth))
+        else:
+            skipped.append(Skipped(f"{source}[{i}]", "no ground_truth: nothing is known to trace"))
+    return made, skipped
+
+
+def tokens_of(model: Model, some: Sequence[Fact]) -> tuple[list[Asked], list[Skipped]]:
+    texts = []
+    for place, fact in enumerate(some):
+        request = EditRequest(fact.prompt, fact.subject, fact.answers[0])
+        start = fact.prompt.index(SLOT)
+        span = (start, start + len(fact.subject))
+        texts.append((place, mark(request.text, request.target, span)))
+    made, skipped = [], []
+    for place, row in tokenise(model.tokenizer, texts):
+        fact = some[place]
+        if not isinstance(row, Row):
+            skipped.append(Skipped(fact.id, row))
+            continue
+        text = fact.prompt.replace(SLOT, fact.subject)
+        made.append(
+            Asked(place, text, fact.subject, fact.answers, row.tokens[: row.prompt], row.subject)
+        )
+    return made, skipped
+
+
+def level_of(cfg: TraceTask, model: Model, some: Sequence[Asked]) -> float:
+    if cfg.level:
+        return cfg.level
+    subjects = [list(a.tokens[a.span[0] : a.span[1] + 1]) for a in some]
+    return cfg.times * trace.spread(model.params, subjects)
+
+
+def one(
+    cfg: TraceTask, model: Model, asked: Asked, level: float, every: bool = False
+) -> dict[str, Any]:
+    """A fact traced; only whether it is known, where it is not (`every`: traced all the same)."""
+    subject = np.zeros(len(asked.tokens), bool)
+    subject[asked.span[0] : asked.span[1] + 1] = True
+    noise = trace.gaussian(cfg.seed, cfg.samples, subject, model.cfg, level)
+    assert model.tokenizer is not None
+    record: dict[str, Any] = {
+        "place": asked.place, "prompt": asked.text, "subject": asked.subject,
+        "tokens": [model.tokenizer.decode([t]) for t in asked.tokens], "span": list(asked.span),
+    }  # fmt: skip
+    for kind in cfg.kinds:
+        found = trace.trace(
+            model.params, np.array(asked.tokens), noise, model.cfg,
+            kind=kind, window=cfg.window, sever=cfg.sever,  # type: ignore[arg-type]
+        )  # fmt: skip
+        said = model.tokenizer.decode([found.answer]).strip()
+        if "known" not in record:
+            known = bool(said) and any(a.strip().startswith(said) for a in asked.answers)
+            record |= {"said": said, "known": known, "low": found.low, "high": found.high}
+        if not (record["known"] or every):
+            return record
+        record[kind] = found.scores_TL.round(6).tolist()
+    return record
+
+
+def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
+    """Traces what is not traced yet; returns and writes the summary."""
+    model = load_model(cfg.model, dtype=cfg.dtype)
+    if model.tokenizer is None:
+        raise ValueError(f"{cfg.model} has no tokenizer")
+    found, skipped = facts(cfg.facts, cfg.limit)
+    asked, more = tokens_of(model, found)
+    if not asked:
+        raise ValueError(f"{cfg.facts}: no fact can be traced: {[*skipped, *more][:1]}")
+    level = level_of(cfg, model, asked)
+    workdir = Path(cfg.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    how = dataclasses.asdict(cfg) | {"workdir": "", "level": level}
+    key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:12]
+    file = workdir / CASES
+    done = {r["place"]: r for r in lines(file) if r.get("key") == key}
+    whole(file, "".join(json.dumps(r) + "\n" for r in done.values()))
+    with file.open("a") as out:
+        for i, fact in enumerate(asked):
+            if fact.place not in done:
+                done[fact.place] = {"key": key} | one(cfg, model, fact, level)
+                out.write(json.dumps(done[fact.place]) + "\n")
+                out.flush()
+            progress(i + 1, len(asked))
+    known = [done[a.place] for a in asked if done[a.place]["known"]]
+    summary: dict[str, Any] = {
+        "model": cfg.model, "facts": len(asked), "known": len(known), "noise": level,
+        "layers": model.cfg.layers, "window": cfg.window or trace.default_window(model.cfg.layers),
+        "skipped": [[s.row, s.reason] for s in [*skipped, *more]],
+    }  # fmt: skip
+    if known:
+        summary["low"], summary["high"] = (
+            float(np.mean([r[k] for r in known])) for k in ("low", "high")
+        )
+        summary["effects"] = {kind: effects(known, kind) for kind in cfg.kinds}
+        summary["recommended"] = recommend(summary["effects"])
+    whole(workdir / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def roles(tokens: int, span: Sequence[int]) -> list[list[int]]:
+    """The tokens of each role; a subject of one token is its first and its last, as the authors
+    count. What comes before the subject has none.
+    """
+    first, last = span
+    after = list(range(last + 1, tokens))
+    return [
+        [first],
+        list(range(first + 1, last)),
+        [last],
+        after[:1] if len(after) > 1 else [],
+        after[1:-1],
+        after[-1:],
+    ]
+
+
+def effects(known: Sequence[Mapping[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """By role: at every layer the mean effect over facts, and half of its 95 % interval."""
+    found: dict[str, list[np.ndarray]] = {role: [] for role in ROLES}
+    for record in known:
+        gain_TL = np.array(record[kind]) - record["low"]
+        for role, at in zip(ROLES, roles(len(gain_TL), record["span"]), strict=True):
+            if at:
+                found[role].append(gain_TL[at].mean(0))
+    out = {}
+    for role, some in found.items():
+        if some:
+            x = np.stack(some)
+            error = (
+                1.96 * x.std(0, ddof=1) / math.sqrt(len(x)) if len(x) > 1 else np.zeros(x.shape[1])
+            )
+            out[role] = {"n": len(x), "mean": x.mean(0).tolist(), "error": error.tolist()}
+    return out
+
+
+def recommend(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The layer whose MLPs matter most at the subject's last token: what ROME edits."""
+    of = found.get("mlp", found.get("hidden", {})).get("last")
+    if of is None:
+        return None
+    layer = int(np.argmax(of["mean"]))
+    return {"layer": layer, "effect": of["mean"][layer], "error": of["error"][layer], "n": of["n"],
+            "kind": "mlp" if "mlp" in found else "hidden"}  # fmt: skip

@@ -1,0 +1,104 @@
+"""Causal traces as pictures in the conventional layout, and what they say in words."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxedit.report import bounds, html, plots
+
+NAMES = {"hidden": "the state after a layer", "mlp": "MLPs", "attn": "attention"}
+ROLES = {
+    "first": "subject, first token", "middle": "subject, middle", "last": "subject, last token",
+    "next": "first after it", "further": "further", "final": "last token",
+}  # fmt: skip
+
+
+def picture(values_TL: np.ndarray, names: Sequence[str], title: str) -> str:
+    """Rows from the top are tokens from the first, columns are layers."""
+    layers = values_TL.shape[1]
+    step = max(round(layers / 12), 1)
+    columns = [str(i) if i % step == 0 else "" for i in range(layers)]
+    return plots.heatmap(
+        values_TL[::-1], columns, list(names)[::-1], title=title, cell=30 if layers <= 16 else 14
+    )
+
+
+def of_fact(record: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, str]:
+    """A picture for each kind; the subject's tokens have a star."""
+    first, last = record["span"]
+    names = [
+        (token.strip() or repr(token)) + ("*" if first <= i <= last else "")
+        for i, token in enumerate(record["tokens"])
+    ]
+    said = f"p({record['said']})"
+    return {
+        kind: picture(np.array(record[kind]), names, f"{said} with {NAMES[kind]} restored")
+        for kind in kinds
+    }
+
+
+def of_summary(summary: Mapping[str, Any]) -> dict[str, str]:
+    out = {}
+    for kind, found in summary["effects"].items():
+        roles = [role for role in ROLES if role in found]
+        values = np.maximum(np.array([found[role]["mean"] for role in roles]), 0)
+        title = f"Average effect of {NAMES[kind]}"
+        out[kind] = picture(values, [ROLES[role] for role in roles], title)
+    return out
+
+
+def words(summary: Mapping[str, Any]) -> str:
+    lines = [
+        f"{summary['known']} of {summary['facts']} facts are known and traced; "
+        f"noise of standard deviation {summary['noise']:.4g}, windows of {summary['window']} layers"
+    ]
+    if not summary["known"]:
+        return lines[0]
+    lines.append(
+        f"the answer's probability: {summary['high']:.3f}, under noise {summary['low']:.3f}; "
+        "what restoring adds, at the best layer:"
+    )
+    rows = [["", *(NAMES[k] for k in summary["effects"])]]
+    for role, name in ROLES.items():
+        cells = []
+        for found in summary["effects"].values():
+            if role not in found:
+                cells.append("")
+                continue
+            mean, error = (np.array(found[role][k]) for k in ("mean", "error"))
+            at = int(mean.argmax())
+            cells.append(f"{mean[at]:.3f} ± {error[at]:.3f} (layer {at})")
+        rows.append([name, *cells])
+    lines.append(bounds.columns(rows))
+    if best := summary["recommended"]:
+        lines.append(
+            f"to edit: layer {best['layer']}, where {NAMES[best['kind']]} at the subject's last "
+            f"token add most ({best['effect']:.3f} ± {best['error']:.3f}, {best['n']} facts)"
+        )
+    return "\n".join(lines)
+
+
+def page(title: str, told: str, pictures: Mapping[str, str], file: Path) -> Path:
+    figures = [f"<figure>{p}</figure>" for p in pictures.values()]
+    return html.write(file, html.page(title, [f"<pre>{escape(told)}</pre>", *figures]))
+
+
+def fact_in_words(record: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    """What is said, and where restoring a state brings back most of it."""
+    lines = [
+        f"{record['prompt']} -> {record['said']}",
+        f"p = {record['high']:.3f}, with noise on the subject {record['low']:.3f}",
+    ]
+    for kind in kinds:
+        scores = np.array(record[kind])
+        token, layer = np.unravel_index(scores.argmax(), scores.shape)
+        of = scores[record["span"][1]]
+        lines.append(
+            f"{NAMES[kind]}: most at {record['tokens'][token].strip()!r}, layer {layer} "
+            f"({scores[token, layer]:.3f}); at the subject's last token, layer {of.argmax()} "
+            f"({of.max():.3f})"
+        )
+    return "\n".join(lines)
