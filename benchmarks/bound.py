@@ -33,7 +33,8 @@ from jaxedit.models.transformer import forward
 
 SIZES = {"LoRA of rank 4": 351_744, "all weights": 124_439_808}
 NUMBERS = 50_000
-SHAPE: dict[str, tuple[str, dict[str, Any], int, int, int]] = {  # name -> shape, tokens of a window, of a batch, documents that are read
+# name -> shape, what differs, tokens of a window, of a batch, documents that are read
+SHAPE: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "small": ("tiny-gpt2", {"layers": 4, "embed": 256, "heads": 4, "kv_heads": 4, "head_dim": 64,
                             "mlp": 1024, "vocab": 5000, "max_len": 256}, 128, 8192, 500),
     "gpt2-small": ("gpt2-small", {"vocab": 50304, "dtype": "bfloat16"}, 1024, 32_768, 10_000),

@@ -2,7 +2,7 @@
 
     python benchmarks/trace.py cpu              GPT-2-small's shape, 12 tokens, 10 samples of noise;
                                                 3 minutes
-    python benchmarks/trace.py gpu [SHAPE]      seconds per prompt at the shape of GPT-2-XL, bfloat16
+    python benchmarks/trace.py gpu [SHAPE]      seconds per prompt at GPT-2-XL's shape, bfloat16
 
 One state at a time is the authors' way in the same JAX, jitted: the noisy rows in one batch, whole
 rows, all layers, logits at every position. Its time is that of some states, times how many there
@@ -74,12 +74,15 @@ def cpu() -> None:
     )  # fmt: skip
 
 
+def scores(params: Params, tokens: Any, noise: Any, cfg: ModelConfig, kind: Any) -> np.ndarray:
+    return trace(params, tokens, noise, cfg, kind=kind).scores_TL
+
+
 def gpu(shape: str = "gpt2-xl") -> None:
     cfg = SHAPES[shape].replace(dtype="bfloat16", eos_ids=())
     params, tokens, noise = setting(cfg, "bfloat16")
     for kind in ("hidden", "mlp", "attn"):
-        run = partial(trace, params, tokens, noise, cfg, kind=kind)  # type: ignore[arg-type]
-        took = seconds(lambda run=run: run().scores_TL, repeats=3)
+        took = seconds(partial(scores, params, tokens, noise, cfg, kind), repeats=3)
         report(f"a prompt of {TOKENS} tokens traced, {shape}, {kind}", seconds=took,
                known_1000_minutes=1208 * took / 60, peak_gb=gigabytes())  # fmt: skip
 
