@@ -40,6 +40,8 @@ class TraceTask:
     times: float = 3.0
     window: int = 0  # layers that are restored together (mlp, attn); 0: a fifth of them
     sever: str = ""  # mlp or attn
+    together: int = 2  # tokens in a program, and groups of layers: as in locate.trace
+    groups: int = 12
     limit: int = 0  # facts; 0: all
     seed: int = 1
     dtype: settings.Dtype | None = None
@@ -124,6 +126,7 @@ def one(
         found = trace.trace(
             model.params, np.array(asked.tokens), noise, model.cfg,
             kind=kind, window=cfg.window, sever=cfg.sever,  # type: ignore[arg-type]
+            together=cfg.together, groups=cfg.groups,
         )  # fmt: skip
         said = model.tokenizer.decode([found.answer]).strip()
         if "known" not in record:

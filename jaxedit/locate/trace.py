@@ -34,8 +34,6 @@ from jaxedit.sharding import on_mesh_of
 
 Kind = Literal["hidden", "mlp", "attn"]
 SITES = {"hidden": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
-TOKENS = 4  # whose states are restored in one program; tails differ by so many columns
-GROUPS = 6  # of layers: what joins the batch within one waits for its beginning
 ROWS = 4096  # of a program: more samples of noise are run one after the other
 
 
@@ -72,11 +70,15 @@ def trace(
     sever: Literal["", "mlp", "attn"] = "",
     answer: int | None = None,
     rows: int = ROWS,
+    together: int = 2,
+    groups: int = 12,
 ) -> Traced:
     """noise_nTD is added to the embeddings: zero at every token that is not the subject's.
 
     window: layers that are restored together (mlp and attn; 0: a fifth of the depth, as ten of
-    GPT-2-XL's 48). answer: a token; by default what the clean run says.
+    GPT-2-XL's 48). answer: a token; by default what the clean run says. together: tokens whose
+    states are rows of one program. groups: of layers; what joins the batch within one runs from its
+    beginning. More of the one and fewer of the other are fewer programs to compile, and more work.
     """
     T, n = len(tokens_T), len(noise_nTD)
     if kind not in SITES or sever not in ("", "mlp", "attn"):
@@ -86,13 +88,13 @@ def trace(
     window = 1 if kind == "hidden" else window or default_window(cfg.layers)
     if not 1 <= window <= cfg.layers:
         raise ValueError(f"a window of {window} layers; the model has {cfg.layers}")
-    pad = -T % TOKENS  # on the left, so that few lengths occur
+    pad = -T % together  # on the left, so that few lengths occur
     tokens = np.pad(np.asarray(tokens_T, np.int32), (pad, 0))
     pos = np.r_[np.full(pad, -1), np.arange(T)].astype(np.int32)
     noise = jnp.pad(jnp.asarray(noise_nTD, jnp.float32), ((0, 0), (pad, 0), (0, 0)))
     moved = np.flatnonzero(np.asarray(jnp.abs(noise).max((0, 2)) > 0))
     first = int(moved[0]) if len(moved) else T + pad  # before it a restored state is what it was
-    each = max(rows // (cfg.layers * TOKENS), 1)
+    each = max(rows // (cfg.layers * together), 1)
     parts = [noise[i : i + each] for i in range(0, n, each)]
     asked = jnp.int32(-1 if answer is None else answer)
     scores, low = np.zeros((T + pad, cfg.layers)), 0.0
@@ -103,9 +105,20 @@ def trace(
             share = len(part) / n
             low += share * float(found.low_n.mean())
             scores[:first] += share * float(found.low_n.mean())
-            for begin in range(first // TOKENS * TOKENS, T + pad, TOKENS):
-                got = cells(params, found, jnp.asarray(pos), cfg, begin, kind, window, sever)
-                at = slice(max(begin, first), begin + TOKENS)
+            for begin in range(first // together * together, T + pad, together):
+                got = cells(
+                    params,
+                    found,
+                    jnp.asarray(pos),
+                    cfg,
+                    begin,
+                    kind,
+                    window,
+                    sever,
+                    together,
+                    groups,
+                )
+                at = slice(max(begin, first), begin + together)
                 scores[at] += share * np.asarray(got)[at.start - begin :]
     return Traced(scores[pad:], low, float(found.high), int(found.answer))
 
@@ -143,16 +156,16 @@ def noisy(
     return Runs(clean.reads[SITES[kind]], before, held, out.cache, answer, p_V[answer], low_n)
 
 
-@partial(jax.jit, static_argnames=("cfg", "begin", "kind", "window", "sever"))
+@partial(jax.jit, static_argnames=("cfg", "begin", "kind", "window", "sever", "together", "groups"))
 def cells(
     params: Params, runs: Runs, pos_T: Array, cfg: ModelConfig, begin: int, kind: str, window: int,
-    sever: str,
+    sever: str, together: int, groups: int,
 ) -> Array:  # fmt: skip
-    """Scores [TOKENS, L] of the states of the columns from `begin` on."""
+    """Scores [together, L] of the states of the columns from `begin` on."""
     L, n, T, D = runs.noisy.shape
-    S, W = T - begin, min(TOKENS, T - begin)
+    S, W = T - begin, min(together, T - begin)
     span = [reach(layer, window, L) for layer in range(L)]
-    ends = [round(L * (g + 1) / GROUPS) for g in range(GROUPS)]
+    ends = [round(L * (g + 1) / groups) for g in range(groups)]
     x_lWnSD = jnp.zeros((0, W, n, S, D), runs.noisy.dtype)
     start = 0
     for stop in sorted(set(ends)):

@@ -10,10 +10,12 @@ import pytest
 
 import jaxedit
 from jaxedit.base import Write
-from jaxedit.locate.trace import SITES, default_window, gaussian, reach, trace
+from jaxedit.locate import trace as tracing
+from jaxedit.locate.trace import SITES, default_window, gaussian, reach
 from jaxedit.models.shapes import SHAPES
 
 FOLDER = Path(__file__).parents[1] / "golden"
+trace = partial(tracing.trace, together=5, groups=2)  # few programs to compile
 ARRAYS = np.load(FOLDER / "locate/trace-gpt2-tiny.npz")
 
 
@@ -22,7 +24,7 @@ def golden():
     return jaxedit.load(FOLDER / "editing/gpt2-tiny", dtype="float32")
 
 
-@pytest.mark.parametrize("row", range(4))
+@pytest.mark.parametrize("row", [0, 3])
 @pytest.mark.parametrize(
     ("name", "kind", "window"),
     [("state", "hidden", 0), ("mlp_w2", "mlp", 2), ("attn_w2", "attn", 2), ("mlp_w3", "mlp", 3),
@@ -105,6 +107,15 @@ def test_all_states_at_once_are_one_by_one(shape, kind, window, sever):
     np.testing.assert_allclose([found.low, found.high], [low, high], atol=1e-6)
     np.testing.assert_allclose(found.scores_TL, want, atol=2e-6)
     assert np.ptp(want) > 1e-3  # there is something to find
+
+
+def test_however_states_are_put_together():
+    params = weights(CFG)
+    some, other = (
+        tracing.trace(params, TOKENS, noise(), CFG, kind="mlp", window=2, together=n, groups=g)
+        for n, g in ((3, 5), (10, 1))
+    )
+    np.testing.assert_allclose(some.scores_TL, other.scores_TL, atol=1e-6)
 
 
 def test_parts_of_the_noise_are_the_noise():

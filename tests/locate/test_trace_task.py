@@ -11,7 +11,10 @@ from jaxedit.locate import task
 from jaxedit.locate.task import TraceTask, effects, recommend, roles, run
 from jaxedit.report import traces
 
-CFG = TraceTask("world", "world:small:0:4", kinds=("hidden", "mlp"), samples=3, dtype="float32")
+CFG = TraceTask(
+    "world", "world:small:0:4", kinds=("hidden", "mlp"), samples=3, dtype="float32", together=8,
+    groups=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
