@@ -73,7 +73,7 @@ def check(
         raise ValueError(f"{len(x)} documents evaluated of m={m}")
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta}: between 0 and 1, both excluded")
-    if nats < 0 or candidates < 1:
+    if not nats >= 0 or candidates < 1:  # NaN too
         raise ValueError(f"nats={nats} and candidates={candidates}: at least 0 and 1")
     if not (x.min() >= low - SLACK and x.max() <= high + SLACK):
         raise ValueError(f"losses from {x.min()} to {x.max()}: they must lie in [{low}, {high}]")
@@ -117,17 +117,22 @@ def martingale(
     """Lotfi et al. (NeurIPS 2024): tokens, not documents, of which n positions are evaluated.
 
     What it bounds is another risk: of next tokens drawn again after the *training* contexts. It
-    says nothing of new documents. widths: of the losses at these positions, known from the model
-    alone (a constant where alpha is one).
+    says nothing of new documents. widths: of the losses at these positions, which have to be equal,
+    as one alpha makes them: of widths that vary those at n positions say nothing of the largest.
     """
-    x, n = np.asarray(losses_n, np.float64), len(losses_n)
+    x, n, wide = np.asarray(losses_n, np.float64), len(losses_n), float(np.max(widths, initial=0))
     if not 0 < n <= tokens or not 0 < delta < 1:
         raise ValueError(f"{n} positions of {tokens} tokens, delta={delta}")
+    if not nats >= 0 or candidates < 1:
+        raise ValueError(f"nats={nats} and candidates={candidates}: at least 0 and 1")
+    if not np.ptp(widths) <= SLACK:
+        raise ValueError(f"widths from {np.min(widths)} to {wide}: they must be equal")
+    if not np.ptp(x) <= wide + SLACK:
+        raise ValueError(f"losses from {x.min()} to {x.max()}: wider than {wide}")
     s = n / (n + tokens)
-    wide = math.sqrt(float(np.square(widths).mean()))
     bound = x.mean() + wide * math.sqrt((nats - math.log(s * delta)) / (2 * tokens))
     rest = math.log(candidates) - math.log((1 - s) * delta)
-    return float(bound + np.max(widths) * math.sqrt(rest / (2 * n)))
+    return float(bound + wide * math.sqrt(rest / (2 * n)))
 
 
 def mcallester(risk: float, nats: float, m: int, delta: float) -> float:

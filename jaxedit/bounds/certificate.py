@@ -41,7 +41,6 @@ from jaxedit.progress import Progress, quiet
 from jaxedit.train import loop
 
 FILE, CODE = "certificate.json", "hypothesis.bin"
-QAT = dataclasses.replace(FitConfig().optimizer, lr=1e-3, warmup=20, final=0.1, weight_decay=0.0)
 Meters = Callable[[str, str], Progress]
 
 
@@ -79,7 +78,7 @@ def run(cfg: BoundConfig, meters: Meters = lambda label, unit: quiet) -> dict[st
     data = encode(one, cfg.family, cfg.choices, cfg.round.levels)
     nats = 8 * len(data) * math.log(2)
     seen = look(cfg, found, sample, one, meters("evaluating", "windows"))
-    # every alpha's file is as long: they stand in one list, in front of the same rest
+    # another alpha's file is as long, give or take a byte: the certificate counts the one it has
     alpha = claims(cfg.claim, cfg.choices.alphas, sample, seen, nats)["bits"]["alpha"]
     data = encode(one._replace(alpha=alpha), cfg.family, cfg.choices, cfg.round.levels)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -87,11 +87,14 @@ def claims(
         x_n = risk.losses(read, alpha, vocab)
         return float(x_n.mean()), bound(x_n, *smoothing(alpha, vocab), candidates, all_of)
 
-    several = claim.candidates * (1 if seen.pilot else len(alphas))
-    found = {a: smoothed(seen.main, a, several, whole) for a in alphas}
+    # all alphas' bounds hold together; the one that a pilot chose need not pay for the others
+    found = {a: smoothed(seen.main, a, claim.candidates * len(alphas), whole) for a in alphas}
     known = {a: smoothed(seen.pilot, a, 1, False) for a in alphas} if seen.pilot else found
     best = alpha or min(alphas, key=lambda a: known[a][1])
-    bits: dict[str, Any] = {"alpha": best, "risk": found[best][0], "bound": found[best][1]}
+    shown, stated = found[best]
+    if seen.pilot:
+        shown, stated = smoothed(seen.main, best, claim.candidates, whole)
+    bits: dict[str, Any] = {"alpha": best, "risk": shown, "bound": stated}
     bits["alphas"] = [{"alpha": a, "risk": r, "bound": b} for a, (r, b) in found.items()]
     bits["vacuous"] = math.log2(vocab)
     out = {"bits": bits}
@@ -113,10 +116,10 @@ def beside(claim: ClaimConfig, alphas: Sequence[float], sample: Sample) -> dict[
     out = {}
     for table in baselines.tables(baselines.counts(sample)):
         read = baselines.read(table, sample, together)
-        # its alpha is one of the same list
-        nats = (table.bits + 8) * math.log(2)
+        size = table.bits // 8 + -(-len(alphas).bit_length() // 8)  # its alpha is one of the list
+        nats = 8 * size * math.log(2)
         found = claims(claim, alphas, sample, parted(some, read.take), nats)
-        out[table.name] = {"bytes": table.bits // 8 + 1} | {
+        out[table.name] = {"bytes": size} | {
             k: {name: v[name] for name in ("risk", "bound", "fresh", "alpha") if name in v}
             for k, v in found.items()
         }

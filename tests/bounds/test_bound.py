@@ -104,6 +104,19 @@ def test_the_papers_bound_does_not_pay_for_the_choice():
     assert missed["paper"] / 500 > DELTA
 
 
+@pytest.mark.parametrize("theorem", ["hoeffding", "betting"])
+def test_the_best_of_many_on_few_documents_is_paid_for(theorem):
+    """Nearly all doubt is in the n here: half of either theorem's second term would not do."""
+    random = np.random.RandomState(0)
+    n, several, missed = 60, 200, 0
+    for _ in range(200):
+        x = (random.random_sample((several, n)) < 0.5).astype(float)
+        best = x[x.mean(1).argmin()]
+        missed += certify(theorem, best, low=0, high=1, nats=math.log(several), m=10**9,
+                          delta=DELTA, candidates=several) < 0.5  # fmt: skip
+    assert missed / 200 <= DELTA
+
+
 def test_betting_is_tighter_where_losses_vary_little():
     random = np.random.RandomState(0)
     x = 9 + 0.5 * random.standard_normal(10_000)
@@ -135,6 +148,22 @@ def test_the_martingale_bound_holds_and_counts_tokens():
     )
 
 
+@pytest.mark.parametrize(
+    ("message", "losses", "widths", "change"),
+    [
+        ("must be equal", [0.0, 0.5], [0.0, 1.0], {}),  # rare wide positions are seldom seen
+        ("wider than 1", [0.0, 9.0], [1.0, 1.0], {}),
+        ("nats=-5", [0.0, 0.5], [1.0, 1.0], {"nats": -5.0}),
+        ("candidates=0", [0.0, 0.5], [1.0, 1.0], {"candidates": 0}),
+        ("0 positions", [], [], {}),
+    ],
+)
+def test_martingale_refuses_what_it_does_not_bound(message, losses, widths, change):
+    given = {"nats": 1.0, "tokens": 99, "delta": 0.1} | change
+    with pytest.raises(ValueError, match=message):
+        martingale(np.array(losses), np.array(widths), **given)
+
+
 def test_mistakes_are_one_line():
     good = {"low": 0.0, "high": 1.0, "nats": 1.0, "m": 10, "delta": 0.05}
     x = np.full(5, 0.5)
@@ -143,6 +172,7 @@ def test_mistakes_are_one_line():
         ("no documents", "hoeffding", x[:0], {}),
         ("delta=1.0", "hoeffding", x, {"delta": 1.0}),
         ("nats=-1", "betting", x, {"nats": -1.0}),
+        ("nats=nan", "hoeffding", x, {"nats": math.nan}),
         ("must lie in", "betting", x + 1, {}),
         ("one of hoeffding, betting, paper", "hoefding", x, {}),
         ("5 documents evaluated of m=10", "betting", x, {"whole": True}),

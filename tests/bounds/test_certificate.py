@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,17 @@ def test_training_is_not_repeated_and_is_the_same(setting, made, tmp_path):
     assert len(marks) == 2
     assert run(cfg)["claims"] == made["claims"]
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/w.safetensors")} == marks
+
+
+def test_a_pilot_chooses_alpha_for_less(setting, made, tmp_path):
+    claim = dataclasses.replace(setting[1].claim, pilot=500)
+    shutil.copytree(setting[0] / "run", tmp_path, dirs_exist_ok=True)  # it is trained already
+    found = run(dataclasses.replace(setting[1], claim=claim, workdir=str(tmp_path)))
+    bits, before = found["claims"]["bits"], made["claims"]["bits"]
+    assert bits["alpha"] == before["alpha"]
+    assert bits["bound"] < before["bound"]
+    same = {one["alpha"]: one["bound"] for one in bits["alphas"]}
+    assert same[bits["alpha"]] == before["bound"]  # all of them together cost what they did
 
 
 def test_parts_of_a_batch_are_the_batch(setting):

@@ -74,19 +74,35 @@ def test_what_follows_changes_nothing():
             np.testing.assert_array_equal(code.get_symbols(file, counts), symbols)
 
 
-def test_carries_reach_back_over_full_bytes():
-    """Likely symbols at the top of the interval make runs of 255, which a carry has to pass."""
-    for count in range(1, 400, 7):
-        out = Encoder()
-        for _ in range(count):
-            out.put(10**6, 1, 10**6 + 1)  # the last sliver: low comes close to the top
-            out.put(0, 10**6, 10**6 + 1)
-        file = Decoder(out.finish())
-        for _ in range(count):
-            assert file.peek(10**6 + 1) == 10**6
-            file.take(10**6, 1, 10**6 + 1)
-            assert file.peek(10**6 + 1) < 10**6
-            file.take(0, 10**6, 10**6 + 1)
+@pytest.mark.parametrize("count", [1, 5, 40, 300])
+@pytest.mark.parametrize("above", [False, True])
+def test_carries_reach_back_over_full_bytes(count, above):
+    """Intervals around one half write 127, 255, 255, ... until it is known which side it is."""
+    out, puts, total, half = Encoder(), [], 1 << 16, code.TOP // 2
+
+    def put(start, many):
+        nonlocal half
+        low, written = out.low + out.size // total * start, len(out.out)
+        puts.append((start, many, total))
+        out.put(*puts[-1])
+        half -= low  # as an offset, it grows with every byte that is written
+        half = (half << 8 * (len(out.out) - written)) + out.low
+
+    for _ in range(count):
+        at = (half - out.low) // (out.size // total)
+        put(max(at - 1, 0), 3)
+    before = bytes(out.out)
+    assert count < 5 or b"\xff" * count in before
+    at = (half - out.low) // (out.size // total)
+    put(at + 1, total - at - 1) if above else put(0, at)
+    for _ in range(12):
+        put(0, 1)
+    data = out.finish()
+    assert data.startswith(before[:1]) != above or count < 5
+    file = Decoder(data)
+    for start, many, of in puts:
+        assert start <= file.peek(of) < start + many
+        file.take(start, many, of)
 
 
 @pytest.mark.parametrize("total", [1, 2, 2**32, 2**32 + 1, 3**200])

@@ -15,6 +15,8 @@ from jaxedit.bounds.family import FamilyConfig, model_of
 from jaxedit.bounds.project import KINDS, Projection, laid_out, make
 from jaxedit.bounds.subspace import SubspaceConfig, move, subspace
 from jaxedit.models.shapes import SHAPES
+from jaxedit.models.transformer import hidden
+from jaxedit.models.vocabulary import unembed
 from jaxedit.train.language import LoraConfig
 from jaxedit.train.loss import next_token
 
@@ -163,7 +165,7 @@ def test_the_authors_tiny_model():
     family = FamilyConfig(cfg, lora=LoraConfig(rank=2, alpha=32.0))
     names = {"attn/q": 0, "attn/v": 2, "head": 4}
 
-    def loss(w):
+    def loss(w, logits=False):
         flat, at, moved = p @ w, 0, []
         for name, shape in zip(order, sizes, strict=True):
             n = shape[0] * shape[1]
@@ -174,11 +176,17 @@ def test_the_authors_tiny_model():
         _, deltas = model_of(family, params, theta)
         x, y = np.array(TINY["x"]), np.array(TINY["y"])
         tokens = jnp.asarray(np.concatenate([x, y[:, -1:]], 1))
+        if logits:
+            h = hidden(params, tokens[:, :-1], cfg, deltas=deltas)
+            return unembed(params, h, cfg, deltas=deltas)
         total, count = next_token(params, tokens, cfg, deltas=deltas)
         return total / count
 
     for case in TINY["runs"]:
         value, slope = jax.value_and_grad(loss)(jnp.array(case["w"], jnp.float32))
         np.testing.assert_allclose(value, case["loss_nats"], rtol=2e-6)
+        want = np.array(case["logits"])  # 5e-5 at logits up to 10
+        near = 5e-5 * max(1.0, np.abs(want).max() / 10)
+        np.testing.assert_allclose(loss(jnp.array(case["w"]), logits=True), want, atol=near)
         scale = max(1.0, float(np.abs(case["grad_w"]).max()))
         np.testing.assert_allclose(slope, case["grad_w"], atol=1e-6 * scale)
