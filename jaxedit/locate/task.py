@@ -107,7 +107,7 @@ def level_of(cfg: TraceTask, model: Model, some: Sequence[Asked]) -> float:
     if cfg.level:
         return cfg.level
     subjects = [list(a.tokens[a.span[0] : a.span[1] + 1]) for a in some]
-    return cfg.times * trace.spread(model.params, subjects)
+    return cfg.times * trace.spread(model.params, model.cfg, subjects)
 
 
 def one(
@@ -122,18 +122,19 @@ def one(
         "place": asked.place, "prompt": asked.text, "subject": asked.subject,
         "tokens": [model.tokenizer.decode([t]) for t in asked.tokens], "span": list(asked.span),
     }  # fmt: skip
+    answer = trace.says(model.params, np.array(asked.tokens), model.cfg)
+    said = model.tokenizer.decode([answer]).strip()
+    known = bool(said) and any(a.strip().startswith(said) for a in asked.answers)
+    record |= {"said": said, "known": known}
+    if not (known or every):
+        return record
     for kind in cfg.kinds:
         found = trace.trace(
             model.params, np.array(asked.tokens), noise, model.cfg,
-            kind=kind, window=cfg.window, sever=cfg.sever,  # type: ignore[arg-type]
+            answer=answer, kind=kind, window=cfg.window, sever=cfg.sever,  # type: ignore[arg-type]
             together=cfg.together, groups=cfg.groups,
         )  # fmt: skip
-        said = model.tokenizer.decode([found.answer]).strip()
-        if "known" not in record:
-            known = bool(said) and any(a.strip().startswith(said) for a in asked.answers)
-            record |= {"said": said, "known": known, "low": found.low, "high": found.high}
-        if not (record["known"] or every):
-            return record
+        record |= {"low": found.low, "high": found.high}
         record[kind] = found.scores_TL.round(6).tolist()
     return record
 

@@ -218,6 +218,15 @@ def prefix(cache: Cache, pos_T: Array, begin: int, start: int, stop: int, times:
                  jnp.int32(begin))  # fmt: skip
 
 
+def says(params: Params, tokens_T: np.ndarray, cfg: ModelConfig, multiple: int = 8) -> int:
+    """The first choice after a prompt, which is padded on the left so that few lengths occur."""
+    pad = -len(tokens_T) % multiple
+    tokens = jnp.asarray(np.pad(np.asarray(tokens_T, np.int32), (pad, 0)))[None]
+    pos = jnp.maximum(jnp.arange(tokens.shape[1]) - pad, -1)[None]
+    last = jnp.full((1, 1), tokens.shape[1] - 1)
+    return int(forward(params, tokens, cfg, pos_BT=pos, logits_at=last).logits[0, 0].argmax())
+
+
 def gaussian(
     key: Array | int, n: int, subject_T: np.ndarray, cfg: ModelConfig, level: float
 ) -> np.ndarray:
@@ -234,8 +243,10 @@ def gaussian(
     return out
 
 
-def spread(params: Params, subjects: list[list[int]]) -> float:
-    """The standard deviation of the embeddings' entries over all tokens of all subjects."""
+def spread(params: Params, cfg: ModelConfig, subjects: list[list[int]]) -> float:
+    """The standard deviation of the embeddings' entries over all tokens of all subjects, as the
+    model scales them.
+    """
     table = params["embed"]["w"]
     some = table[jnp.asarray([t for tokens in subjects for t in tokens])]
-    return float(some.astype(jnp.float32).std())
+    return float(some.astype(jnp.float32).std()) * cfg.embed_scale

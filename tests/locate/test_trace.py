@@ -37,6 +37,7 @@ def test_the_authors_scores(golden, row, name, kind, window):
     noise[:, begin:end] = ARRAYS["noise_level"] * get("noise_unit")
     found = trace(golden.params, tokens, noise, golden.cfg, kind=kind, window=window)
     assert found.answer == get("answer_token")
+    assert tracing.says(golden.params, tokens, golden.cfg) == found.answer
     assert abs(found.low - get("low_score")) < 1e-5
     assert abs(found.high - get("high_score")) < 1e-5
     np.testing.assert_allclose(found.scores_TL, get(f"{name}/scores"), atol=1e-5)
@@ -155,6 +156,16 @@ def test_noise_is_the_subjects():
     assert (made[:, ~SUBJECT] == 0).all()
     want = 0.5 * np.random.RandomState(1).randn(2, 3, CFG.embed)
     np.testing.assert_array_equal(made[:, SUBJECT], want)
+
+
+def test_noise_is_as_large_as_the_embeddings_that_the_model_sees():
+    subjects = [[3, 5, 7], [11]]
+    params = weights(CFG)
+    plain = tracing.spread(params, CFG, subjects)
+    seen = jaxedit.forward(params, jnp.array([[3, 5, 7, 11]]), CFG, reads={"embed": None})
+    np.testing.assert_allclose(plain, seen.reads["embed"].std(), rtol=1e-6)
+    scaled = CFG.replace(embed_scale=8.0)  # as Gemma's are
+    np.testing.assert_allclose(tracing.spread(params, scaled, subjects), 8 * plain, rtol=1e-6)
 
 
 def test_mistakes_are_one_line():
