@@ -34,7 +34,7 @@ SWEEPS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "modes": (
         ("SubLoRA", ("choices.model=0",)),
         ("LoRA", ("choices.model=1", "family.subspace.kind=identity")),
-        ("subspace", ("choices.model=2", "family.lora=none", "family.seed=137")),
+        ("subspace", ("choices.model=2", "family.lora=none")),
         ("all weights", (
             "choices.model=3", "family.lora=none", "family.subspace.kind=identity",
             "fit.optimizer.lr=3e-3",

@@ -225,10 +225,8 @@ def tail(
     x_BTD = x_NRTD.reshape(N * R, S - P, -1)
     if layer + 1 < cfg.layers:
         pos_BT = batch.pos_NRS[:, :, P:].reshape(N * R, S - P)
-        x_BTD, _, _ = run_blocks(
-            params, x_BTD, cfg, pos_BT=pos_BT, start=layer + 1, cache=frozen.cache, remat=True,
-            keep=False,
-        )  # fmt: skip
+        how: dict[str, Any] = {"start": layer + 1, "cache": frozen.cache, "remat": True}
+        x_BTD, _, _ = run_blocks(params, x_BTD, cfg, pos_BT=pos_BT, keep=False, **how)
     return x_BTD.reshape(N, R, S - P, -1)
 
 

@@ -34,12 +34,12 @@ CASES, SUMMARY = "cases.jsonl", "summary.json"
 class TraceTask:
     model: str
     facts: str  # world:SIZE:SEED:COUNT, known_1000:PATH, another dataset, or a file of requests
-    kinds: tuple[str, ...] = ("hidden", "mlp", "attn")
+    kinds: tuple[trace.Kind, ...] = ("hidden", "mlp", "attn")
     samples: int = 10  # of noise
     level: float = 0.0  # the noise's standard deviation; 0: `times` that of subjects' embeddings
     times: float = 3.0
     window: int = 0  # layers that are restored together (mlp, attn); 0: a fifth of them
-    sever: str = ""  # mlp or attn
+    sever: trace.Sever = ""
     together: int = 2  # tokens in a program, and groups of layers: as in locate.trace
     groups: int = 12
     limit: int = 0  # facts; 0: all
@@ -51,7 +51,10 @@ class TraceTask:
         if unknown := [k for k in self.kinds if k not in trace.SITES]:
             raise ValueError(f"kind {unknown[0]!r}: of {', '.join(trace.SITES)}")
         if self.samples < 1 or min(self.level, self.times) < 0:
-            raise ValueError(f"samples={self.samples}, level={self.level}, times={self.times}")
+            raise ValueError(
+                f"samples={self.samples}, level={self.level}, times={self.times}: at least "
+                "1 sample, and neither of the others negative"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +134,7 @@ def one(
     for kind in cfg.kinds:
         found = trace.trace(
             model.params, np.array(asked.tokens), noise, model.cfg,
-            answer=answer, kind=kind, window=cfg.window, sever=cfg.sever,  # type: ignore[arg-type]
+            answer=answer, kind=kind, window=cfg.window, sever=cfg.sever,
             together=cfg.together, groups=cfg.groups,
         )  # fmt: skip
         record |= {"low": found.low, "high": found.high}

@@ -33,6 +33,7 @@ from jaxedit.models.vocabulary import unembed
 from jaxedit.sharding import on_mesh_of
 
 Kind = Literal["hidden", "mlp", "attn"]
+Sever = Literal["", "mlp", "attn"]
 SITES = {"hidden": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
 ROWS = 4096  # of a program: more samples of noise are run one after the other
 
@@ -67,7 +68,7 @@ def trace(
     *,
     kind: Kind = "hidden",
     window: int = 0,
-    sever: Literal["", "mlp", "attn"] = "",
+    sever: Sever = "",
     answer: int | None = None,
     rows: int = ROWS,
     together: int = 2,
