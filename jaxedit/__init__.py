@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxedit.base import Cache, Dense, LowRank, Output, Write
+    from jaxedit.base import Cache, Dense, LowRank, Output, Scale, Write
     from jaxedit.data.cases import EditCase, EditRequest
     from jaxedit.edit.record import Edit
     from jaxedit.hf.load import load
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Imported at first use: `jaxedit --help` need not wait for jax, nor a kernel for transformers.
 HOME = {
-    "base": ("Cache", "Dense", "LowRank", "Output", "Write"),
+    "base": ("Cache", "Dense", "LowRank", "Output", "Scale", "Write"),
     "data.cases": ("EditCase", "EditRequest"),
     "edit.record": ("Edit",),
     "hf.load": ("load",),
@@ -40,6 +40,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Output",
+    "Scale",
     "Write",
     "forward",
     "generate",

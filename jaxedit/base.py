@@ -136,6 +136,33 @@ class Write:
         return self if self.mask.shape[-1] == 1 else None
 
 
+@struct.dataclass
+class Scale:
+    """x * factor where mask: 0 silences a unit, 2 doubles it, 1 leaves it as it is.
+
+    mask [n, B|1, T|1], factor [n, B|1, T|1, dim]; otherwise as Write.
+    """
+
+    mask: Array
+    factor: Array
+    layers: Array | None = None
+
+    def at(self, layer: Array) -> "Scale":
+        if self.layers is None:
+            raise ValueError("a write on all layers is sliced by the scan, not picked")
+        (mask, hit), (factor, _) = (
+            pick(self.mask, self.layers, layer),
+            pick(self.factor, self.layers, layer),
+        )
+        return Scale(mask & _spread(hit, mask.ndim), factor)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        return jnp.where(self.mask[..., None], x_BTD * self.factor.astype(x_BTD.dtype), x_BTD)
+
+    def after_prompt(self) -> "Scale | None":
+        return self if self.mask.shape[-1] == 1 else None
+
+
 Delta = LowRank | Dense
 Deltas = Mapping[str, Any]  # "mlp/down" -> Delta, or a tuple of them, which add up
 Writes = Mapping[

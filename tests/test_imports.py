@@ -61,6 +61,8 @@ ORDER = [
     "data.documents",
     "data.tokens",
     "data.text",
+    "locate.neurons",
+    "locate.knowledge_neurons",
     "edit.router",
     "edit.record",
     "edit.conflicts",

@@ -12,7 +12,7 @@ Shapes: N, M facts; their places have any shape ([L] layers, [L, F] neurons), as
 inputs of a matrix, n layers.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,7 @@ import numpy as np
 from jaxedit.base import Array
 from jaxedit.edit.record import Edit
 from jaxedit.evaluate.analysis import input_norms, parts
+from jaxedit.locate.neurons import highest
 
 Kind = Literal["jaccard", "dice", "cosine"]
 SHARE = 0.01  # of a matrix's inputs count as those that an edit changes most
@@ -55,35 +56,6 @@ def _overlap(sets_a: Array, sets_b: Array, kind: Kind) -> Array:
     else:
         whole_NM = jnp.sqrt(a_N1) * jnp.sqrt(b_M)
     return jnp.where(whole_NM > 0, both_NM / jnp.where(whole_NM > 0, whole_NM, 1), 0)
-
-
-def highest(scores: Array, k: int) -> Array:
-    """The k highest of each fact's scores [N, …], as sets [N, …]; of equal ones the first."""
-    N, X = len(scores), int(np.prod(scores.shape[1:]))
-    if not 1 <= k <= X:
-        raise ValueError(f"the {k} highest of {X} scores")
-    return _highest(scores, k) if N else jnp.zeros(scores.shape, bool)
-
-
-@partial(jax.jit, static_argnames="k")
-def _highest(scores: Array, k: int) -> Array:
-    x_NX = scores.reshape(len(scores), -1)
-    _, at_Nk = jax.lax.top_k(x_NX, k)
-    rows_N1 = jnp.arange(len(x_NX))[:, None]
-    return jnp.zeros(x_NX.shape, bool).at[rows_N1, at_Nk].set(True).reshape(scores.shape)
-
-
-def sets(places: Iterable[Collection[Any]], shape: tuple[int, ...]) -> np.ndarray:
-    """Collections of layers, or of (layer, neuron), as sets [N, *shape]."""
-    some = list(places)
-    out = np.zeros((len(some), *shape), bool)
-    for mask, mine in zip(out, some, strict=True):
-        for place in mine:
-            at = place if isinstance(place, tuple) else (place,)
-            if len(at) != len(shape) or not all(0 <= i < n for i, n in zip(at, shape, strict=True)):
-                raise ValueError(f"place {place}: not in {list(shape)}")
-            mask[at] = True
-    return out
 
 
 def rsim(

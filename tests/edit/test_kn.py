@@ -14,7 +14,8 @@ from jaxedit.data.aligned import aligned
 from jaxedit.data.cases import EditRequest
 from jaxedit.edit.methods import configure
 from jaxedit.edit.runner import run
-from jaxedit.edit.weights.kn import KnConfig, attribute, kn
+from jaxedit.edit.weights.kn import KnConfig, kn
+from jaxedit.locate.knowledge_neurons import attribute
 
 CFG = KnConfig(steps=4)
 ONE_TOKEN = 1  # requests from here on have targets of one token
@@ -27,7 +28,8 @@ def row(ids, length=16):
     return jnp.asarray(tokens), jnp.asarray(pos)
 
 
-def scores(ids, answer=None, **how):
+def scores(ids, answer=None, points="right", **how):
+    how |= {"points": points}
     answer = None if answer is None else jnp.asarray([answer], jnp.int32)
     found, said = attribute(model().params, *row(ids), answer, model().cfg, **how)
     return np.asarray(found[0]), int(said[0])

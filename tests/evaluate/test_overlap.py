@@ -6,7 +6,8 @@ import pytest
 
 from jaxedit.base import Dense, LowRank
 from jaxedit.edit.record import Edit
-from jaxedit.evaluate.overlap import changed, highest, overlap, rsim, sets, shared
+from jaxedit.evaluate.overlap import changed, overlap, rsim, shared
+from jaxedit.locate.neurons import highest, sets
 
 LAYERS = sets([{0, 1}, {1, 2}, {0, 1, 2, 3}, set()], (5,))
 

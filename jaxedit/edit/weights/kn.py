@@ -31,19 +31,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxedit.base import Array, Cache, LowRank, Params, Write
+from jaxedit.base import Array, LowRank, Params
 from jaxedit.data.aligned import Aligned
 from jaxedit.edit.editor import Bare, Batches, Editor, EditResult, RowsConfig
+from jaxedit.locate.knowledge_neurons import Points, Site, attribute
 from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.transformer import forward, init_cache, run_blocks
-from jaxedit.models.vocabulary import embed
-from jaxedit.sharding import constrain, on_mesh_of
+from jaxedit.sharding import on_mesh_of
 
-Site = Literal["mlp_key", "mlp_pre"]
 Mode = Literal["edit", "erase"]
-Points = Literal["right", "left", "linspace"]
 ROWS = RowsConfig(about=None, token="last")  # the bare prompt
-AT_ONCE = 64  # rows that are differentiated together: more gain nothing, and hold a cache each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,67 +130,6 @@ def select(
     info |= {"above": above_N, "answer": said_N}  # how many exceed the threshold; the old token
     info["norm"] = jnp.linalg.norm(size_NK[..., None] * b_NRD, axis=(1, 2))
     return Found(at_NK, size_NK, b_NRD, info)
-
-
-@partial(jax.jit, static_argnames=("cfg", "site", "points", "steps"))
-def attribute(
-    params: Params,
-    tokens_BS: Array,
-    pos_BS: Array,
-    answer_B: Array | None,
-    cfg: ModelConfig,
-    *,
-    site: Site = "mlp_key",
-    points: Points = "right",
-    steps: int = 20,
-) -> tuple[Array, Array]:
-    """The score of every neuron [B, L, F] for the answer that follows a row's last column, and the
-    answer: the token given, or the most likely one.
-
-    Only the last column is run again, once for every layer and point. The other layers follow.
-    """
-    tokens_BS, pos_BS = constrain(tokens_BS, "batch", None), constrain(pos_BS, "batch", None)
-    cfg = cfg.replace(attention="einsum")  # one column attends
-    cache = remember(params, tokens_BS, pos_BS, cfg)
-    last = partial(forward, params, tokens_BS[:, -1:], cfg, pos_BT=pos_BS[:, -1:], cache=cache)
-    plain = last(reads={site: None})
-    act_LBF = plain.reads[site][:, :, 0].astype(jnp.float32)
-    answer_B = plain.logits[:, 0].argmax(-1) if answer_B is None else answer_B
-
-    def slope(alpha: Array, layer: Array) -> Array:
-        def likely(x_BF: Array) -> Array:
-            write = Write(jnp.ones((1, 1, 1), bool), x_BF[None, :, None], layer[None])
-            p_BV = jax.nn.softmax(last(writes={site: write}).logits[:, 0])
-            return jnp.take_along_axis(p_BV, answer_B[:, None], 1).sum()
-
-        return jax.grad(likely)(alpha * act_LBF[layer])
-
-    alphas = places(points, steps, max(AT_ONCE // len(tokens_BS), 1))
-
-    def one_layer(layer: Array) -> Array:
-        add = lambda sum_BF, a: (sum_BF + jax.vmap(slope, (0, None))(a, layer).sum(0), None)
-        return jax.lax.scan(add, jnp.zeros_like(act_LBF[0]), alphas)[0]
-
-    sum_LBF = jax.lax.map(one_layer, jnp.arange(cfg.layers))
-    return (act_LBF * sum_LBF / steps).swapaxes(0, 1), answer_B
-
-
-def remember(params: Params, tokens_BS: Array, pos_BS: Array, cfg: ModelConfig) -> Cache:
-    """A cache of all columns but the last."""
-    cache = init_cache(cfg, *tokens_BS.shape)
-    if tokens_BS.shape[1] == 1:
-        return cache
-    pos_BT = pos_BS[:, :-1]
-    x_BTD = embed(params, tokens_BS[:, :-1], cfg, pos_BT=pos_BT)
-    return run_blocks(params, x_BTD, cfg, pos_BT=pos_BT, cache=cache)[2] or cache
-
-
-def places(points: Points, steps: int, most: int) -> Array:
-    """Where the slope is taken, from 0 to 1; so many of them at once, at most."""
-    few = max(k for k in range(1, min(most, steps) + 1) if steps % k == 0)
-    first = int(points == "right")
-    found = jnp.arange(first, first + steps, dtype=jnp.float32) / steps
-    return (jnp.linspace(0, 1, steps) if points == "linspace" else found).reshape(-1, few)
 
 
 def choose(scores_NLF: Array, opt: KnConfig) -> tuple[Array, Array]:
