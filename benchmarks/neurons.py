@@ -59,7 +59,8 @@ def cpu() -> None:
     one = lambda layer: layer_scores(params, tokens, jnp.int32(layer), cfg)
     scores = ours(params, tokens, cfg)
     gap = max(float(jnp.abs(one(i) - scores[i]).max()) for i in some) / float(scores.max())
-    took = alternate({"ours": lambda: ours(params, tokens, cfg), "each": lambda: [one(i) for i in some]}, 3)  # fmt: skip
+    runs = {"ours": lambda: ours(params, tokens, cfg), "each": lambda: [one(i) for i in some]}
+    took = alternate(runs, repeats=3)
     each = took["each"] / len(some) * cfg.layers
     report(
         f"knowledge neurons of a prompt of {TOKENS} tokens, {cfg.layers} layers, {STEPS} points",

@@ -63,6 +63,8 @@ ORDER = [
     "data.text",
     "locate.neurons",
     "locate.knowledge_neurons",
+    "locate.attribution",
+    "locate.questions",
     "edit.router",
     "edit.record",
     "edit.conflicts",

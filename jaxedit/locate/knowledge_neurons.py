@@ -14,6 +14,7 @@ on; layers and points are rows of one batch.
 Shapes: B rows, S columns, L layers, F neurons, V vocab, J pairs of a layer and a point.
 """
 
+import itertools
 from functools import partial
 from typing import Literal, get_args
 
@@ -104,7 +105,7 @@ def _attribute(
 
     n = groups or max(cfg.layers // 6, 1)
     ends = sorted({round(cfg.layers * i / n) for i in range(n + 1)})
-    sum_LBF = jnp.concatenate([group(i, j) for i, j in zip(ends[:-1], ends[1:], strict=True)])
+    sum_LBF = jnp.concatenate([group(i, j) for i, j in itertools.pairwise(ends)])
     return (act_LBF * sum_LBF / steps).swapaxes(0, 1), answer_B
 
 

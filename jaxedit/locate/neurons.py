@@ -10,7 +10,7 @@ Scores and sets (bool) have any leading axes, […, L, F].
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxedit.base import Array, Scale
 
-SITE = "mlp_key"
+SITE: Literal["mlp_key"] = "mlp_key"
 
 
 def highest(scores: Array, k: int) -> Array:
@@ -77,8 +77,8 @@ class Refined(NamedTuple):
 
 
 def refine(
-    coarse: Sequence[Array], *, share: float = 0.7, least: int = 3, between: tuple[float, float] = (2, 5),
-    step: float = 0.05, rounds: int = 6,
+    coarse: Sequence[Array], *, share: float = 0.7, least: int = 3,
+    between: tuple[float, float] = (2, 5), step: float = 0.05, rounds: int = 6,
 ) -> Refined:  # fmt: skip
     """The refined sets of N facts from the coarse sets [P, L, F] of each one's prompts: neurons in
     a share of the prompts and in at least `least` of them.
@@ -105,13 +105,13 @@ def refine(
     for _ in range(rounds):
         if between[0] <= size(found) <= between[1]:
             break
-        moved = at + (step if size(found) > between[1] else -step)
+        moved = round(at + (step if size(found) > between[1] else -step), 10)
         if not 0 < moved <= 1:
             break
         at, found = moved, at_share(moved)
     every = [(n == len(sets)).sum() / max((n > 0).sum(), 1)
              for n, sets in zip(count, coarse, strict=True)]  # fmt: skip
-    return Refined(found, round(at, 10), free, size(found), float(np.mean(every)))
+    return Refined(found, at, free, size(found), float(np.mean(every)))
 
 
 def random_like(key: Array, sets_NLF: Array) -> Array:
@@ -146,13 +146,13 @@ def listed(scores_LF: Array, k: int) -> list[tuple[int, int, float]]:
     return [(int(i), int(f), float(x_LF[i, f])) for i, f in zip(layer, neuron, strict=True)]
 
 
-def times(sets_BLF: Array, factor: float, at_BT: Array | None = None) -> dict[str, Scale]:
+def times(sets_BLF: Array, factor: float | Array, at_BT: Array | None = None) -> dict[str, Scale]:
     """Writes that multiply the activations of each row's neurons: 0 suppresses, 2 enhances.
 
     at_BT: the columns where (all of them by default, in generation too). One set for all rows: a
     leading axis of 1.
     """
-    factor_LB1F = jnp.where(jnp.asarray(sets_BLF), jnp.float32(factor), jnp.float32(1))
+    factor_LB1F = jnp.where(jnp.asarray(sets_BLF), jnp.asarray(factor, jnp.float32), jnp.float32(1))
     factor_LB1F = factor_LB1F.swapaxes(0, 1)[:, :, None]
     L = len(factor_LB1F)
     at_BT = jnp.ones((1, 1), bool) if at_BT is None else at_BT

@@ -59,7 +59,11 @@ def unembed(
     params: Params, x_BTD: Array, cfg: ModelConfig, *, deltas: Deltas | None = None
 ) -> Array:
     """Final norm and head: float32 logits, accumulated in float32 whatever the compute dtype."""
-    x_BTD = norm(params["norm"], x_BTD, cfg)
+    return head(params, norm(params["norm"], x_BTD, cfg), cfg, deltas=deltas)
+
+
+def head(params: Params, x_BTD: Array, cfg: ModelConfig, *, deltas: Deltas | None = None) -> Array:
+    """Logits of what is normed already."""
     f32 = jnp.float32
     if cfg.tied:
         logits_BTV = times_turned(x_BTD, params["embed"]["w"].astype(x_BTD.dtype), f32)

@@ -1,0 +1,325 @@
+"""Neuron-level attribution (Yu and Ananiadou, 2024): what a vector adds to an answer's probability.
+
+A vector v that is added to the residual stream x raises the log-probability of the answer w by
+
+    Imp(v) = log p(w | x + v) - log p(w | x),     p(· | x) = softmax(E (x / s · g))
+
+at the column that predicts w, with the final norm's scale s held at what it is in the run: the
+direct effect, through no later layer. Vectors are what layers, heads, and neurons add:
+
+    neuron of an MLP      m_f W_down[f]                                  x: before the MLP
+    neuron of attention   a[head, source] v[source, head, d] W_o[head, d]    x: before the layer
+
+Exact values cost a row of logits each. The slope of log p at x times v costs next to nothing and
+ranks almost as well, so the exact ones are of those that it ranks highest.
+
+Query neurons are the MLPs' neurons of lower layers that switch attention neurons on: the share that
+what they add at the source column has in the neuron's value there.
+
+Shapes: B rows, S columns, L layers, F neurons, N heads, K kv heads, H head dim, D embed, V vocab,
+C candidates.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxedit.base import Array, Params, Scale, Write, Writes, chains
+from jaxedit.models.config import ModelConfig
+from jaxedit.models.layers import norm
+from jaxedit.models.transformer import forward
+from jaxedit.models.vocabulary import head
+from jaxedit.sharding import on_mesh_of
+
+EXACT = 300  # neurons of a row whose importance is exact
+ROWS = 64  # of logits at once
+f32 = jnp.float32
+
+
+@struct.dataclass
+class Run:
+    """What attribution needs of a forward pass."""
+
+    act: Array  # [L, B, S, F] at mlp_key
+    pre: Array  # [L, B, S, D] residual stream before each layer
+    mid: Array  # [L, B, D] with attention's output, at the last column
+    scale: Array  # [B] of the final norm
+    attn_post: Array  # [L, B, D] by which a post-norm multiplies, at the last column
+    mlp_post: Array  # [L, B, D]
+    mlp_post_S: Array  # [L, B, S, D] at every column
+    attn_out: Array  # [L, B, S, D]
+    mlp_out: Array  # [L, B, D] at the last column
+    value: Array  # [L, B, S, K, H]
+    answer: Array  # [B]
+
+
+@struct.dataclass
+class Heads:
+    """The attention neurons that add most."""
+
+    score: Array  # [B, C], the highest first
+    layer: Array
+    head: Array
+    dim: Array  # in the head
+    source: Array  # column
+
+
+def importance(
+    params: Params,
+    tokens_BS: Array,
+    pos_BS: Array,
+    answer_B: Array | None,
+    cfg: ModelConfig,
+    *,
+    exact: int = EXACT,
+    writes: Writes | None = None,
+) -> Array:
+    """How much each neuron of the MLPs adds to the answer's log-probability, [B, L, F]: exact for
+    the `exact` that are highest to first order, to first order for the others.
+
+    answer_B None: what the model says. writes: the run is one with them (see `silence`).
+    """
+    with on_mesh_of(params):
+        return _importance(params, tokens_BS, pos_BS, answer_B, cfg, exact, chains(writes))
+
+
+@partial(jax.jit, static_argnames=("cfg", "exact"))
+def _importance(
+    params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array | None, cfg: ModelConfig,
+    exact: int, writes: dict,
+) -> Array:  # fmt: skip
+    run = observe(params, tokens_BS, pos_BS, answer_B, cfg, writes)
+    act_LBF, w_LFD = run.act[:, :, -1].astype(f32), params["blocks"]["mlp"]["down"]["w"]
+    slope_LBD = slopes(params, run.mid, run, cfg)
+    first_LBF = act_LBF * jnp.einsum("lbd,lfd->lbf", run.mlp_post * slope_LBD, w_LFD.astype(f32))
+    first_BLF = first_LBF.swapaxes(0, 1)
+    if not exact:
+        return first_BLF
+    B, L, F = first_BLF.shape
+    flat_BM = first_BLF.reshape(B, -1)
+    _, at_BC = jax.lax.top_k(flat_BM, min(exact, L * F))
+    layer_BC, unit_BC = at_BC // F, at_BC % F
+    rows_B1 = jnp.arange(B)[:, None]
+    v_BCD = act_LBF[layer_BC, rows_B1, unit_BC][..., None] * w_LFD[layer_BC, unit_BC].astype(f32)
+    v_BCD = v_BCD * run.mlp_post[layer_BC, rows_B1]
+    found_BC = increases(params, run.mid, v_BCD, layer_BC, run, cfg)
+    return flat_BM.at[rows_B1, at_BC].set(found_BC).reshape(B, L, F)
+
+
+@partial(jax.jit, static_argnames=("cfg", "most"))
+def attention_neurons(
+    params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array | None, cfg: ModelConfig,
+    most: int = EXACT,
+) -> Heads:  # fmt: skip
+    """The attention neurons that add most, a layer, head, number in it and source column each:
+    those that are highest to first order, with their exact importance.
+    """
+    run = observe(params, tokens_BS, pos_BS, answer_B, cfg, {})
+    N, H = cfg.heads, cfg.head_dim
+    weight_LBNS = patterns(params, tokens_BS, pos_BS, cfg, run.attn_out)
+    w_LID = params["blocks"]["attn"]["o"]["w"].astype(f32)
+    slope_LBD = run.attn_post * slopes(params, run.pre[:, :, -1], run, cfg)
+    pull_LBNH = jnp.einsum("lbd,lid->lbi", slope_LBD, w_LID).reshape(*slope_LBD.shape[:2], N, H)
+    sub_LBNHS = subvalues(run.value, weight_LBNS, cfg)
+    L, B, _, _, S = sub_LBNHS.shape
+    first_BM = (sub_LBNHS * pull_LBNH[..., None]).swapaxes(0, 1).reshape(B, -1)
+    _, at_BC = jax.lax.top_k(first_BM, min(most, first_BM.shape[1]))
+    layer_BC, head_BC, dim_BC, source_BC = jnp.unravel_index(at_BC, (L, N, H, S))
+    rows_B1 = jnp.arange(B)[:, None]
+    size_BC = sub_LBNHS[layer_BC, rows_B1, head_BC, dim_BC, source_BC]
+    v_BCD = size_BC[..., None] * w_LID[layer_BC, head_BC * H + dim_BC]
+    v_BCD = v_BCD * run.attn_post[layer_BC, rows_B1]
+    score_BC = increases(params, run.pre[:, :, -1], v_BCD, layer_BC, run, cfg)
+    order_BC = jnp.argsort(-score_BC, -1)
+    take = lambda x_BC: jnp.take_along_axis(x_BC, order_BC, 1)
+    return Heads(*map(take, (score_BC, layer_BC, head_BC, dim_BC, source_BC)))
+
+
+@partial(jax.jit, static_argnames="cfg")
+def parts(
+    params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array | None, cfg: ModelConfig
+) -> dict[str, Array]:
+    """What whole layers and heads add: {"attn": [B, L], "mlp": [B, L], "heads": [B, L, N]}."""
+    run = observe(params, tokens_BS, pos_BS, answer_B, cfg, {})
+    N, H = cfg.heads, cfg.head_dim
+    weight_LBNS = patterns(params, tokens_BS, pos_BS, cfg, run.attn_out)
+    z_LBNH = subvalues(run.value, weight_LBNS, cfg).sum(-1)
+    w_LNHD = params["blocks"]["attn"]["o"]["w"].astype(f32).reshape(cfg.layers, N, H, cfg.embed)
+    head_LBND = jnp.einsum("lbnh,lnhd->lbnd", z_LBNH, w_LNHD) * run.attn_post[:, :, None]
+    L, B = head_LBND.shape[:2]
+    layer_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
+    pre_LBD, one = run.pre[:, :, -1], partial(increases, params, run=run, cfg=cfg)
+    whole = lambda x_LBD: x_LBD.swapaxes(0, 1).astype(f32)
+    heads_BM = one(pre_LBD, whole(head_LBND).reshape(B, L * N, -1), jnp.repeat(layer_BL, N, 1))
+    return {
+        "attn": one(pre_LBD, whole(run.attn_out[:, :, -1]), layer_BL),
+        "mlp": one(run.mid, whole(run.mlp_out), layer_BL),
+        "heads": heads_BM.reshape(B, L, N),
+    }
+
+
+@partial(jax.jit, static_argnames=("cfg", "top"))
+def query_neurons(
+    params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array | None, cfg: ModelConfig,
+    top: int = 30,
+) -> Array:  # fmt: skip
+    """How much neurons of the MLPs feed the `top` attention neurons that add most, [B, L, F].
+
+    An attention neuron's key is its column of W_v under the layer's norm; a neuron's share in it is
+    (m_f W_down[f] · key) / (x · key) at the source column, and counts times the importance.
+    """
+    run = observe(params, tokens_BS, pos_BS, answer_B, cfg, {})
+    found = attention_neurons(params, tokens_BS, pos_BS, answer_B, cfg, max(top, EXACT))
+    group = cfg.heads // cfg.kv_heads
+    w_LFD = params["blocks"]["mlp"]["down"]["w"].astype(f32)
+    v_LDK = params["blocks"]["attn"]["v"]["w"].astype(f32)
+    gain_LD = jnp.ones((cfg.layers, cfg.embed))
+    if "norm1" in params["blocks"]:
+        gain_LD = gain(params["blocks"]["norm1"], cfg)
+
+    def row(b: Array, one: Heads) -> Array:
+        def add(sum_LF: Array, n: Heads) -> tuple[Array, None]:
+            column = (n.head // group) * cfg.head_dim + n.dim
+            key_D = gain_LD[n.layer] * v_LDK[n.layer, :, column]
+            key_D = key_D - key_D.mean() if cfg.norm == "layer" else key_D
+            whole = run.pre[n.layer, b, n.source].astype(f32) @ key_D
+            post_LD = run.mlp_post_S[:, b, n.source]
+            feed_LF = run.act[:, b, n.source].astype(f32) * jnp.einsum(
+                "lfd,ld->lf", w_LFD, post_LD * key_D
+            )
+            below_L1 = (jnp.arange(cfg.layers) < n.layer)[:, None]
+            return sum_LF + jnp.where(below_L1, n.score * feed_LF / whole, 0), None
+
+        first = jax.tree.map(lambda x: x[:top], one)
+        return jax.lax.scan(add, jnp.zeros((cfg.layers, cfg.mlp)), first)[0]
+
+    return jax.lax.map(lambda z: row(*z), (jnp.arange(len(tokens_BS)), found))
+
+
+def silence(cfg: ModelConfig, layer: int, heads: Mapping[int, Any] | list[int]) -> dict[str, Scale]:
+    """Writes that take heads of a layer out: for the difference of importance between two runs,
+    with and without them (comparative neuron analysis).
+    """
+    if not 0 <= layer < cfg.layers or any(not 0 <= n < cfg.heads for n in heads):
+        raise ValueError(f"layer {layer}, heads {list(heads)}: of {cfg.layers}, {cfg.heads} heads")
+    factor_N = jnp.ones(cfg.heads).at[jnp.asarray(list(heads), jnp.int32)].set(0)
+    factor = jnp.repeat(factor_N, cfg.head_dim)[None, None, None]
+    return {"attn_z": Scale(jnp.ones((1, 1, 1), bool), factor, jnp.array([layer]))}
+
+
+# What the measures are made of
+
+
+def observe(
+    params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array | None, cfg: ModelConfig,
+    writes: dict,
+) -> Run:  # fmt: skip
+    B, S = tokens_BS.shape
+    last_B1 = jnp.full((B, 1), S - 1)
+    names = ("mlp_key", "resid_pre", "attn_out", "attn_v", "attn_o", "mlp_out", "mlp_down")
+    out = forward(
+        params, tokens_BS, cfg, pos_BT=pos_BS, writes=writes, logits_at=last_B1,
+        reads=dict.fromkeys(names) | {"resid_post": last_B1},
+    )  # fmt: skip
+    seen = out.reads
+    last = seen["resid_post"][-1, :, 0].astype(f32)
+    centred = last - last.mean(-1, keepdims=True) if cfg.norm == "layer" else last
+    mlp_post = multiplier(params["blocks"].get("post_norm2"), seen["mlp_down"], cfg)
+    return Run(
+        act=seen["mlp_key"],
+        pre=seen["resid_pre"],
+        mid=(seen["resid_pre"] + seen["attn_out"])[:, :, -1],
+        scale=jax.lax.rsqrt(jnp.square(centred).mean(-1) + cfg.eps),
+        attn_post=multiplier(params["blocks"].get("post_norm1"), seen["attn_o"][:, :, -1], cfg),
+        mlp_post=mlp_post[:, :, -1],
+        mlp_post_S=mlp_post,
+        attn_out=seen["attn_out"],
+        mlp_out=seen["mlp_out"][:, :, -1],
+        value=seen["attn_v"].reshape(cfg.layers, B, S, cfg.kv_heads, cfg.head_dim),
+        answer=out.logits[:, 0].argmax(-1) if answer_B is None else answer_B,
+    )
+
+
+def multiplier(p: Mapping[str, Array] | None, x: Array, cfg: ModelConfig) -> Array:
+    """What a post-norm multiplies its input by, entry by entry; ones where there is none."""
+    if p is None:
+        return jnp.ones(x.shape, f32)
+    y = jax.vmap(lambda p, x: norm(p, x, cfg))(p, x.astype(f32))
+    return jnp.where(x == 0, 0, y / jnp.where(x == 0, 1, x.astype(f32)))
+
+
+def gain(p: Mapping[str, Array], cfg: ModelConfig) -> Array:
+    """What a norm multiplies by."""
+    w = p["w"].astype(f32)
+    return 1 + w if cfg.norm == "rms1p" else w
+
+
+def logp(params: Params, x: Array, scale: Array, answer: Array, cfg: ModelConfig) -> Array:
+    """log p(answer | x) of one vector [D], the final norm's scale held."""
+    p = params["norm"]
+    x = x - x.mean() if cfg.norm == "layer" else x
+    x = x * scale * gain(p, cfg)
+    plain = params
+    if "head" in params:
+        plain = params | {"head": {k: w for k, w in params["head"].items() if k != "b"}}
+    return jax.nn.log_softmax(head(plain, x[None, None], cfg)[0, 0])[answer]
+
+
+def slopes(params: Params, x_LBD: Array, run: Run, cfg: ModelConfig) -> Array:
+    """The slope of log p(answer | x) at every layer's x."""
+    one = jax.grad(lambda x, scale, answer: logp(params, x, scale, answer, cfg))
+    row = jax.vmap(one)  # over B
+    return jax.lax.map(lambda x_BD: row(x_BD, run.scale, run.answer), x_LBD.astype(f32))
+
+
+def increases(
+    params: Params, x_LBD: Array, v_BCD: Array, layer_BC: Array, run: Run, cfg: ModelConfig
+) -> Array:
+    """log p(answer | x + v) - log p(answer | x), x that of the vector's layer, [B, C]."""
+    B, C, D = v_BCD.shape
+    row_BC = jnp.broadcast_to(jnp.arange(B)[:, None], (B, C))
+    at = partial(logp, params, cfg=cfg)
+    base_LB = jax.lax.map(lambda x_BD: jax.vmap(at)(x_BD, run.scale, run.answer), x_LBD.astype(f32))
+
+    def one(z: tuple[Array, Array, Array]) -> Array:
+        v_D, layer, b = z
+        with_v = at(x_LBD[layer, b].astype(f32) + v_D, run.scale[b], run.answer[b])
+        return with_v - base_LB[layer, b]
+
+    flat = (v_BCD.reshape(-1, D), layer_BC.reshape(-1), row_BC.reshape(-1))
+    return jax.lax.map(one, flat, batch_size=min(ROWS, B * C)).reshape(B, C)
+
+
+def patterns(
+    params: Params, tokens_BS: Array, pos_BS: Array, cfg: ModelConfig, attn_out_LBSD: Array
+) -> Array:
+    """The weights with which the last column's heads attend, [L, B, N, S], of all layers in one
+    run: with unit vectors for values, what a head reads is its weights; what attention adds is
+    held, so that the residual stream stays that of the run.
+    """
+    B, S = tokens_BS.shape
+    L, N, K, H = cfg.layers, cfg.heads, cfg.kv_heads, cfg.head_dim
+    last_B1, always = jnp.full((B, 1), S - 1), jnp.ones((L, 1, 1), bool)
+    found = []
+    for begin in range(0, S, H):
+        unit_SH = jnp.eye(S, H, -begin)
+        value = jnp.broadcast_to(jnp.tile(unit_SH, (1, K)), (L, 1, S, K * H))
+        writes = {"attn_v": Write(always, value), "attn_out": Write(always, attn_out_LBSD)}
+        z_LBNH = forward(
+            params, tokens_BS, cfg, pos_BT=pos_BS, writes=writes, reads={"attn_z": last_B1},
+            logits_at=last_B1,
+        ).reads["attn_z"].reshape(L, B, N, H)  # fmt: skip
+        found.append(z_LBNH[..., : min(H, S - begin)])
+    return jnp.concatenate(found, -1).astype(f32)
+
+
+def subvalues(value_LBSKH: Array, weight_LBNS: Array, cfg: ModelConfig) -> Array:
+    """What each source column brings to each number of each head, [L, B, N, H, S]."""
+    value_LBNHS = jnp.repeat(value_LBSKH.astype(f32), cfg.heads // cfg.kv_heads, 3).transpose(
+        0, 1, 3, 4, 2
+    )
+    return value_LBNHS * weight_LBNS[:, :, :, None]
