@@ -7,87 +7,37 @@ at before and after the edit: is the target's first token among the k highest? B
 direction that the edit adds, whatever was there before: of a LowRank its largest rows of b (ROME's
 value), of a Dense the changes of those rows.
 
-What a row passes on its way into words:
-
-none    the unembedding alone, as in the survey. Only the scale of the row is lost.
-scale   the final norm's own scale (a LayerNorm takes the mean off, too), without its bias: what
-        adding the row does to the logits of a long residual stream.
-final   the final norm with all its parts, as if the row were the residual stream (the logit lens).
-
+What a row passes on its way into words (`through`) is as in `locate.lens`; the survey's is "none".
 Where a model norms the MLP's output before it is added (Gemma 2), that norm is not applied.
 
-Ranks begin at 1; a token's rank is one more than the tokens with a higher score. By chance it is
-about V / 2, and the best of K rows is among the k highest in about K k / V.
+By chance a rank is about V / 2, and the best of K rows is among the k highest in about K k / V.
 
 Shapes: B edits, K rows of each, C tokens that are looked for, D embed, V vocab.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jaxedit.base import Array, Dense, LowRank, Params
+from jaxedit.base import Array, Dense, LowRank
 from jaxedit.data.cases import EditRequest
 from jaxedit.data.requests import probe_batches
 from jaxedit.edit.record import Edit
 from jaxedit.edit.stats import on_host
 from jaxedit.evaluate.analysis import Part, averaged, input_norms, parts
+from jaxedit.locate.lens import KS, Through, ranks
 from jaxedit.merge import leaf
-from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.vocabulary import unembed
+from jaxedit.models.config import Model
 from jaxedit.sharding import on_mesh_of
 
-KS = (1, 5, 10, 50, 100)
 WHEN = ("before", "after", "direction")
 TOKENS = ("target", "former")
 PATHS = ("mlp/down", "attn/o")  # whose rows are added to the residual stream
 SIZE = 16  # edits in one program
-Through = Literal["none", "scale", "final"]
-
-
-def ranks(
-    params: Params,
-    x_BKD: Array,
-    token_BC: Array | np.ndarray,
-    cfg: ModelConfig,
-    through: Through = "none",
-) -> Array:
-    """The rank of each token among all that each vector says, [B, K, C]; 0 of a token -1."""
-    with on_mesh_of(params), jax.default_matmul_precision("highest"):
-        return _ranks(params, x_BKD, token_BC, cfg, through)
-
-
-@partial(jax.jit, static_argnames=("cfg", "through"))
-def _ranks(
-    params: Params, x_BKD: Array, token_BC: Array, cfg: ModelConfig, through: Through
-) -> Array:
-    logits_BKV = say(params, x_BKD, cfg, through)
-
-    def one(token_B: Array) -> Array:
-        at_BK1 = jnp.maximum(token_B, 0)[:, None, None]
-        own_BK1 = jnp.take_along_axis(logits_BKV, at_BK1, axis=-1)
-        rank_BK = 1 + (logits_BKV > own_BK1).sum(-1)
-        return jnp.where(token_B[:, None] >= 0, rank_BK, 0)
-
-    return jnp.stack([one(token_BC[:, c]) for c in range(token_BC.shape[1])], -1)
-
-
-def say(params: Params, x_BKD: Array, cfg: ModelConfig, through: Through) -> Array:
-    """Scores of all tokens, [B, K, V]."""
-    if through == "final":
-        return unembed(params, x_BKD, cfg)
-    without_bias = lambda p: {k: x for k, x in p.items() if k != "b"}
-    plain = dict(params) | {"norm": without_bias(params["norm"])}
-    if "head" in params:
-        plain["head"] = without_bias(params["head"])
-    if through == "none":  # a norm that only divides by a number keeps the order of the scores
-        plain["norm"], cfg = {"w": jnp.ones(cfg.embed)}, cfg.replace(norm="rms")
-    return unembed(plain, x_BKD, cfg)
 
 
 def hits(

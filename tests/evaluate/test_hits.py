@@ -11,7 +11,8 @@ from jaxedit.base import Dense, LowRank
 from jaxedit.data.cases import EditRequest
 from jaxedit.data.requests import join
 from jaxedit.edit.record import Edit
-from jaxedit.evaluate.hits import _ranks, first_tokens, hits, rank_rows, ranks, say, vectors
+from jaxedit.evaluate.hits import first_tokens, hits, rank_rows, vectors
+from jaxedit.locate.lens import _ranks, ranks, say
 
 PROMPT = "{} was born in"
 
