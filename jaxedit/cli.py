@@ -26,7 +26,10 @@ VERBS = {
     "generate": ("jaxedit.console:generate", "continue prompts with a model"),
     "edit": ("jaxedit.editing:main", "change what a model says: one fact, or a file of them"),
     "edits": ("jaxedit.edits:main", "a ledger of edits: list, show, undo, merge, export, check"),
-    "locate": ("jaxedit.console:locate", "trace where a fact comes from: a picture of every state"),
+    "locate": (
+        "jaxedit.locating:main",
+        "where a fact comes from: states, neurons, finders compared",
+    ),
     "bound": (
         "jaxedit.console:bound",
         "check the certificate of a generalization bound",

@@ -1,5 +1,5 @@
 """Everyday commands with plain flags: `jaxedit info MODEL`, `jaxedit generate --model MODEL`,
-`jaxedit data NAME SOURCE`, `jaxedit bound`, `jaxedit locate trace`.
+`jaxedit data NAME SOURCE`, `jaxedit bound`.
 """
 
 import argparse
@@ -193,42 +193,3 @@ def bound(argv: Sequence[str]) -> int:
         return 1
     print("verified: the bytes decode, and everything follows from them and the data to 1e-9")
     return 0
-
-
-def locate(argv: Sequence[str]) -> None:
-    """Traces one fact: which states, restored, bring back what noise on the subject has taken."""
-    ap = cli.Parser("jaxedit locate", description=locate.__doc__)
-    ap.add_argument("action", choices=("trace",))
-    ap.add_argument("--model", required=True, help=MODEL)
-    ap.add_argument("--prompt", required=True, help="names the subject, or has {} for it")
-    ap.add_argument("--subject", required=True)
-    ap.add_argument("--samples", type=int, default=10, help="of noise")
-    ap.add_argument("--level", type=float, default=0.0,
-                    help="of noise; default: three times the embeddings' spread")  # fmt: skip
-    ap.add_argument("--window", type=int, default=0, help="layers of MLPs or attention together")
-    ap.add_argument("--sever", choices=("mlp", "attn"), default="")
-    ap.add_argument("--out", type=Path, default=Path("trace"), help="folder of the page, pictures")
-    ap.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
-    args = ap.parse_args(argv)
-    from jaxedit.data.cases import Fact, slotted
-    from jaxedit.hf.load import load
-    from jaxedit.locate import task
-    from jaxedit.report import bounds, traces
-
-    model = load(args.model, dtype=args.dtype)
-    fact = Fact("0", slotted(args.prompt, args.subject), args.subject, ("?",))
-    made, skipped = task.tokens_of(model, [fact])
-    if not made:
-        raise ValueError(skipped[0].reason)
-    cfg = task.TraceTask(args.model, "", samples=args.samples, level=args.level,
-                         window=args.window, sever=args.sever)  # fmt: skip
-    level = task.level_of(cfg, model, made)
-    record = task.one(cfg, model, made[0], level, every=True)
-    told = traces.fact_in_words(record, cfg.kinds)
-    drawn = traces.of_fact(record, cfg.kinds)
-    print(told)
-    files = [traces.page(record["prompt"], told, drawn, args.out / "trace.html")]
-    for kind, one in drawn.items():
-        files += bounds.save(one, args.out, f"trace-{kind}")
-    for file in files:
-        print(f"wrote {file}")

@@ -14,6 +14,7 @@ from jaxedit.edit.methods import EDITORS, name_of
 from jaxedit.edit.task import EditTask
 from jaxedit.evaluate.ability import AbilityTask
 from jaxedit.evaluate.task import EvaluateTask
+from jaxedit.locate.compare import CompareTask
 from jaxedit.locate.task import TraceTask
 from jaxedit.train.editor import EditorConfig
 from jaxedit.train.loop import TrainConfig
@@ -25,6 +26,7 @@ LOADED = {spec: settings.load(spec)[0] for spec in ALL}
 of = lambda kind: [spec for spec, cfg in LOADED.items() if isinstance(cfg, kind)]
 TRAIN, EDIT, EVALUATE, ABILITY = map(of, (TrainConfig, EditTask, EvaluateTask, AbilityTask))
 BOUND, SWEEP, TRACE = map(of, (BoundConfig, SweepConfig, TraceTask))
+COMPARE = of(CompareTask)
 EDITOR = [spec for spec in TRAIN if isinstance(LOADED[spec].task, EditorConfig)]
 SUBSPACE = [spec for spec in TRAIN if isinstance(LOADED[spec].task, SubspaceTask)]
 LANGUAGE = [spec for spec in TRAIN if spec not in EDITOR + SUBSPACE]
@@ -99,6 +101,12 @@ def test_a_preset_of_tracing_loads_and_can_be_changed(spec):
     assert (changed.facts, changed.kinds, changed.limit) == ("a.jsonl", ("mlp", "attn"), 3)
 
 
+@pytest.mark.parametrize("spec", COMPARE, ids=short)
+def test_a_preset_of_neurons_loads_and_can_be_changed(spec):
+    changed = settings.override(LOADED[spec], ["facts=pararel:x", "finders=kn,random", "ks=7,"])
+    assert (changed.facts, changed.finders, changed.ks) == ("pararel:x", ("kn", "random"), (7,))
+
+
 @pytest.mark.parametrize("spec", SWEEP, ids=short)
 def test_every_variant_of_a_sweep_is_a_config(spec):
     cfg = settings.override(LOADED[spec], ["base.sample.text.paths=(a.jsonl,)"])
@@ -110,8 +118,11 @@ def test_every_variant_of_a_sweep_is_a_config(spec):
     assert len({repr(one) for one in made.values()}) == len(made)
 
 
+KINDS = (TRAIN, EDIT, EVALUATE, ABILITY, BOUND, SWEEP, TRACE, COMPARE)
+
+
 def test_every_preset_is_of_some_command():
-    assert len(ALL) == sum(map(len, (TRAIN, EDIT, EVALUATE, ABILITY, BOUND, SWEEP, TRACE)))
+    assert len(ALL) == sum(map(len, KINDS))
 
 
 def test_every_config_says_how_it_is_run():

@@ -1,35 +1,33 @@
 """Locating, from a config: `python -m jaxedit.locate --config configs/trace.py:world --set …`.
 
-The work directory gets cases.jsonl, summary.json, a picture for each kind of state and trace.html.
-The same command goes on where a stopped run was.
+Traces facts, or (configs/neurons.py) compares what finders of neurons find. The work directory gets
+a record for each fact, summary.json, pictures and a page. The same command goes on where a stopped
+run was.
 """
 
 from pathlib import Path
+from typing import Any
 
 from jaxedit import cli, settings
 from jaxedit.progress import Meter, is_first
 
 
 def main() -> int:
-    from jaxedit.locate.task import TraceTask, run
-    from jaxedit.report import bounds, traces
+    from jaxedit.locate import compare, task
+    from jaxedit.report import neurons, traces
 
     cfg = cli.parse("locate")
-    if not isinstance(cfg, TraceTask):
-        raise ValueError(f"config() returned a {type(cfg).__name__}; locating takes a TraceTask")
+    kinds: dict[type, Any] = {task.TraceTask: (task.run, traces.write, "tracing", "facts"),
+             compare.CompareTask: (compare.run, neurons.write, "comparing", "steps")}  # fmt: skip
+    if type(cfg) not in kinds:
+        raise ValueError(
+            f"config() returned a {type(cfg).__name__}; locating takes a TraceTask or CompareTask"
+        )
     settings.dump(cfg, cfg.workdir)
-    summary = run(cfg, Meter("tracing", "facts"))
-    if not is_first():
-        return 0
-    told = traces.words(summary)
-    print(told)
-    if summary["known"]:
-        folder, drawn = Path(cfg.workdir), traces.of_summary(summary)
-        files = [traces.page(f"Causal tracing of {cfg.model}", told, drawn, folder / "trace.html")]
-        for kind, one in drawn.items():
-            files += bounds.save(one, folder, f"trace-{kind}")
-        for file in files:
-            print(f"wrote {file}")
+    run, write, what, unit = kinds[type(cfg)]
+    summary = run(cfg, Meter(what, unit))
+    if is_first():
+        print("\n".join(write(summary, Path(cfg.workdir))))
     return 0
 
 

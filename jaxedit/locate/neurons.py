@@ -77,7 +77,7 @@ class Refined(NamedTuple):
 
 
 def refine(
-    coarse: Sequence[Array], *, share: float = 0.7, least: int = 3,
+    coarse: Sequence[Array | np.ndarray], *, share: float = 0.7, least: int = 3,
     between: tuple[float, float] = (2, 5), step: float = 0.05, rounds: int = 6,
 ) -> Refined:  # fmt: skip
     """The refined sets of N facts from the coarse sets [P, L, F] of each one's prompts: neurons in
@@ -159,7 +159,7 @@ def times(sets_BLF: Array, factor: float | Array, at_BT: Array | None = None) ->
     return {SITE: Scale(jnp.broadcast_to(at_BT, (L, *at_BT.shape)), factor_LB1F)}
 
 
-def alike(scores: Array) -> float:
+def alike(scores: Array | np.ndarray) -> float:
     """How strongly N vectors of scores agree: R = (σ₁² - 1) / (N - 1) of the normed vectors, 1
     where all are the same, 0 where they are orthogonal (Niu et al., 2024).
     """

@@ -92,24 +92,26 @@ def scores(
 def probabilities(
     model: Model,
     asked: Sequence[Question],
-    sets_NLF: Array | np.ndarray | None = None,
+    sets_MLF: Array | np.ndarray | None = None,
+    which_N: Sequence[int] | np.ndarray | None = None,
     factor: float = 0.0,
     *,
     size: int = 64,
 ) -> np.ndarray:
     """p(answer) of every question [N]: the product over its tokens, each after the right ones.
 
-    sets_NLF: each question's neurons, whose activations are multiplied by `factor` where a token of
-    the answer is predicted (a leading axis of 1: one set for all).
+    sets_MLF: neurons, whose activations are multiplied by `factor` where a token of the answer is
+    predicted. which_N: each question's set (one set for all, or by default a set for each).
     """
     found = probe_batches(model.tokenizer, asked, size=size)
     out = np.zeros(len(asked))
+    if sets_MLF is not None and which_N is None:
+        which_N = np.arange(len(asked)) if len(sets_MLF) > 1 else np.zeros(len(asked), int)
     for index_N, batch in found:
-        B = len(batch.valid_B)
         mine = None
-        if sets_NLF is not None:
-            places = np.resize(index_N, B) if len(sets_NLF) > 1 else [0]
-            mine = jnp.asarray(np.asarray(sets_NLF)[places])
+        if sets_MLF is not None:
+            places = np.resize(np.asarray(which_N)[index_N], len(batch.valid_B))
+            mine = jnp.asarray(np.asarray(sets_MLF)[places])
         arrays = (jnp.asarray(x) for x in (batch.tokens_BT, batch.pos_BT, batch.target_BT))
         with on_mesh_of(model.params):
             got = likely(model.params, *arrays, mine, jnp.float32(factor), model.cfg)

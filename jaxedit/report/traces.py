@@ -81,6 +81,18 @@ def words(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write(summary: Mapping[str, Any], folder: Path) -> list[str]:
+    """The page and the pictures; what is to be told."""
+    told = words(summary)
+    if not summary["known"]:
+        return [told]
+    drawn = of_summary(summary)
+    files = [page(f"Causal tracing of {summary['model']}", told, drawn, folder / "trace.html")]
+    for kind, one in drawn.items():
+        files += bounds.save(one, folder, f"trace-{kind}")
+    return [told, *(f"wrote {file}" for file in files)]
+
+
 def page(title: str, told: str, pictures: Mapping[str, str], file: Path) -> Path:
     figures = [f"<figure>{p}</figure>" for p in pictures.values()]
     return html.write(file, html.page(title, [f"<pre>{escape(told)}</pre>", *figures]))

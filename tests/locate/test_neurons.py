@@ -170,5 +170,5 @@ def test_another_fact_or_neuron_is_not_another_program(world):
     questions.probabilities(world, FACTS, np.zeros((2, world.cfg.layers, world.cfg.mlp), bool))
     before = questions.likely._cache_size()
     other = neurons.sets([[(0, 1)], [(2, 7)]], (world.cfg.layers, world.cfg.mlp))
-    questions.probabilities(world, FACTS[::-1], other, 2.0)
+    questions.probabilities(world, FACTS[::-1], other, factor=2.0)
     assert questions.likely._cache_size() == before

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxedit.console import locate
 from jaxedit.locate import task
 from jaxedit.locate.task import TraceTask, effects, recommend, roles, run
+from jaxedit.locating import main as locate
 from jaxedit.report import traces
 
 CFG = TraceTask(

@@ -1,0 +1,307 @@
+"""One score for all that find neurons: do they matter for a fact, and for it alone (PCR)?
+
+Each finder looks for the neurons of a fact in some wordings of it. Its best k are silenced, then
+doubled, where the answer is predicted, and the answer's probability is asked for again: of the same
+wordings, of others (synonymy), of the inverse relation (symmetry), of other facts of the same
+relation, and of other relations. The probability change ratio is
+
+    PCR = mean |change of related questions| / mean |change of unrelated ones|
+
+related: the fact, in all wordings; unrelated: other facts with other answers. A ratio of two means
+over facts, with its interval over resampled facts; both means are told, since a small denominator
+makes any ratio large.
+
+    kn            knowledge neurons: integrated gradients
+    increase      what the neuron adds to the answer's log-probability
+    activation    how active it is, whatever the answer
+    qrnca         knowledge neurons, those that other facts have too counting for less
+    lape          neurons of few relations (where there are several)
+    random        as many as kn's, in the same layers, at random
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxedit import settings
+from jaxedit.data.asked import WORLD
+from jaxedit.data.cases import SLOT, Fact, Skipped
+from jaxedit.data.read import READERS, read
+from jaxedit.data.world import relations
+from jaxedit.data.world.facts import World, make
+from jaxedit.evaluate.metrics import bootstrap
+from jaxedit.evaluate.records import lines, whole
+from jaxedit.hf.load import load as load_model
+from jaxedit.locate import neurons, questions, specific
+from jaxedit.locate.explain import methods
+from jaxedit.locate.questions import Question
+from jaxedit.models.config import Model
+from jaxedit.progress import Progress, quiet
+from jaxedit.tensorfile import entries, read_header, write
+
+FINDERS = ("kn", "increase", "activation", "qrnca", "lape", "random")
+GROUPS = ("same wording", "other wordings", "inverse", "same relation", "other relations")
+RELATED, UNRELATED = GROUPS[:2], GROUPS[3:]
+CASES, SUMMARY, SCORES = "facts.jsonl", "summary.json", "scores"
+MODES = {"suppress": 0.0, "enhance": 2.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareTask:
+    model: str
+    facts: str = "world:small:0:100"  # world:SIZE:SEED:COUNT, or NAME:PATH of a dataset of facts
+    finders: tuple[str, ...] = FINDERS
+    ks: tuple[int, ...] = (5, 20)  # neurons of a fact
+    wordings: int = 3  # in which neurons are looked for; as many others are asked
+    unrelated: int = 8  # facts of the same relation, and as many of others
+    steps: int = 20  # of the integral
+    exact: int = 300  # neurons whose increase is exact
+    limit: int = 0
+    seed: int = 0
+    dtype: settings.Dtype | None = None
+    workdir: str = "runs/neurons"
+
+    def __post_init__(self) -> None:
+        if unknown := [f for f in self.finders if f not in FINDERS]:
+            raise ValueError(f"finder {unknown[0]!r}: of {', '.join(FINDERS)}")
+        if not self.ks or min(*self.ks, self.wordings, self.unrelated, self.steps) < 1:
+            raise ValueError("ks, wordings, unrelated and steps: each at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A fact: how it is looked for, and how related ones are asked."""
+
+    relation: str
+    answer: str
+    found_in: tuple[Question, ...]
+    others: tuple[Question, ...]  # other wordings
+    inverse: tuple[Question, ...]
+
+
+def of_world(world: World, count: int, seed: int, wordings: int) -> list[Asked]:
+    """Facts with one answer, all relations alike; other wordings include such as training never
+    used.
+    """
+    random = np.random.RandomState(seed)
+    keys = [k for k, objects in world.facts.items() if len(objects) == 1]
+    made = []
+    for i in random.permutation(len(keys))[:count]:
+        subject, name = keys[i]
+        relation, (answer,) = relations.RELATIONS[name], world.facts[keys[i]]
+        seen, unseen = relations.phrases(relation), relations.held_out(relation)
+        ask = lambda phrase, subject=subject, answer=answer: (phrase.replace(SLOT, subject), answer)
+        back = relations.RELATIONS.get(relation.inverse)
+        inverse: tuple[Question, ...] = ()
+        if back is not None and world.ask(answer, back.name) == (subject,):
+            inverse = ((back.verbs[0].replace(SLOT, answer), subject),)
+        others = (*unseen, *seen[wordings:])[:wordings]
+        found_in = tuple(map(ask, seen[:wordings]))
+        made.append(Asked(name, answer, found_in, tuple(map(ask, others)), inverse))
+    return made
+
+
+def of_facts(some: Sequence[Fact], wordings: int) -> tuple[list[Asked], list[Skipped]]:
+    made, skipped = [], []
+    for fact in some:
+        phrases = [fact.prompt, *fact.paraphrases]
+        asked = tuple((p.replace(SLOT, fact.subject), fact.answers[0]) for p in phrases)
+        if len(asked) < 2:
+            skipped.append(Skipped(fact.id, "one wording only: none is left to be asked"))
+            continue
+        few = min(wordings, len(asked) // 2)
+        made.append(Asked(fact.relation, fact.answers[0], asked[:few], asked[few:][:wordings], ()))
+    return made, skipped
+
+
+def facts(cfg: CompareTask) -> tuple[list[Asked], list[Skipped]]:
+    if cfg.facts.startswith(WORLD):
+        fields = cfg.facts.removeprefix(WORLD).split(":")
+        if len(fields) != 3 or not all(f.isdigit() for f in fields[1:]):
+            raise ValueError(f"facts {cfg.facts!r}: write world:SIZE:SEED:COUNT")
+        count = min(int(fields[2]), cfg.limit or int(fields[2]))
+        return of_world(make(fields[0], int(fields[1])), count, cfg.seed, cfg.wordings), []
+    name, _, path = cfg.facts.partition(":")
+    if name not in READERS or not path:
+        raise ValueError(
+            f"facts {cfg.facts!r}: world:SIZE:SEED:COUNT, pararel:PATH, known_1000:PATH"
+        )
+    found = read(name, path)
+    some = [item for item in found.items if isinstance(item, Fact)][: cfg.limit or None]
+    made, skipped = of_facts(some, cfg.wordings)
+    return made, [*found.skipped, *skipped]
+
+
+def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
+    """Scores and effects of every fact that has none yet; returns and writes the summary."""
+    asked, skipped = facts(cfg)
+    if len(asked) < 2:
+        raise ValueError(f"{cfg.facts}: {len(asked)} facts; to compare takes two at least")
+    model = load_model(cfg.model, dtype=cfg.dtype)
+    folder = Path(cfg.workdir)
+    (folder / SCORES).mkdir(parents=True, exist_ok=True)
+    how = dataclasses.asdict(cfg) | {"workdir": ""}
+    key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:12]
+    total = 2 * len(asked)
+    scored = []
+    for i, fact in enumerate(asked):
+        scored.append(stored(folder / SCORES / f"{key}-{i}.safetensors", model, fact, cfg))
+        progress(i + 1, total)
+    table = finders(cfg, model, asked, scored)
+    done = {r["place"]: r for r in lines(folder / CASES) if r.get("key") == key}
+    whole(folder / CASES, "".join(json.dumps(r) + "\n" for r in done.values()))
+    known = questions.probabilities(model, [fact.found_in[0] for fact in asked])
+    with (folder / CASES).open("a") as out:
+        for i in range(len(asked)):
+            if i not in done:
+                done[i] = {"key": key, "place": i, **effects(cfg, model, asked, i, table)}
+                out.write(json.dumps(done[i]) + "\n")
+                out.flush()
+            progress(len(asked) + i + 1, total)
+    summary: dict[str, Any] = {
+        "model": cfg.model, "facts": len(asked), "p": float(known.mean()),
+        "skipped": [[s.row, s.reason] for s in skipped],
+        "layers": model.cfg.layers, "neurons": model.cfg.mlp, "finders": {},
+        "consistency": consistency([s["kn"] for s in scored]),
+    }  # fmt: skip
+    every = [done[i] for i in range(len(asked))]
+    for name in table:
+        sets = neurons.highest(jnp.asarray(table[name]), max(cfg.ks))
+        summary["finders"][name] = {
+            "by_layer": np.asarray(sets).mean(0).sum(1).tolist(),
+            **{str(k): {mode: ratio(every, name, k, mode) for mode in MODES} for k in cfg.ks},
+        }
+    whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def stored(file: Path, model: Model, fact: Asked, cfg: CompareTask) -> dict[str, np.ndarray]:
+    """A fact's scores in every wording it is looked for in, computed once."""
+    if file.is_file():
+        return {name: tensor.read() for name, tensor in read_header(file)[0].items()}
+    asked, every = list(fact.found_in), methods(cfg.steps, cfg.exact)
+    made = {name: questions.scores(model, asked, method) for name, method in every.items()}
+    made["active"], made["tokens"] = active(model, asked)
+    write(file, entries(made), {})
+    return made
+
+
+def active(model: Model, asked: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
+    """At how many of the prompts' tokens each neuron is active, and how many they are: for LAPE."""
+    rows = [(r.tokens[: r.prompt],) for r in questions.tokens(model, asked)[0]]
+    T = questions.bucket(max(len(r) for (r,) in rows))
+    tokens, pos = np.zeros((len(rows), T), np.int32), np.full((len(rows), T), -1, np.int32)
+    for b, (ids,) in enumerate(rows):
+        tokens[b, : len(ids)], pos[b, : len(ids)] = ids, np.arange(len(ids))
+    found, seen = specific.count(model.params, model.cfg, [(jnp.asarray(tokens), jnp.asarray(pos))])
+    return found, np.array([seen])
+
+
+def finders(
+    cfg: CompareTask, model: Model, asked: Sequence[Asked], scored: Sequence[Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """Scores [N, L, F] of every finder."""
+    out: dict[str, np.ndarray] = {}
+    for name in ("kn", "increase", "activation"):
+        out[name] = np.stack([s[name].mean(0) for s in scored])
+    out["qrnca"] = specific.qrnca([s["kn"] for s in scored], top=max(cfg.ks))[0]
+    names = sorted({fact.relation for fact in asked})
+    if len(names) > 1 and "lape" in cfg.finders:
+        of = np.array([names.index(fact.relation) for fact in asked])
+        total = lambda field: np.stack(
+            [np.sum([s[field] for s, o in zip(scored, of, strict=True) if o == k], 0)
+             for k in range(len(names))]
+        )  # fmt: skip
+        found = specific.lape(total("active"), total("tokens")[:, 0], share=1.0)
+        score_LF = np.maximum(np.log(len(names)) - found.entropy_LF, 0)
+        out["lape"] = np.where(found.sets_KLF, score_LF, 0)[of].astype(np.float32)
+    sets = neurons.highest(jnp.asarray(out["kn"]), max(cfg.ks))
+    other = neurons.random_like(jax.random.key(cfg.seed), sets)
+    order = jax.random.uniform(jax.random.key(cfg.seed + 1), other.shape)
+    out["random"] = np.asarray(jnp.where(other, 1 + order, order))
+    return {name: out[name] for name in FINDERS if name in out and name in cfg.finders}
+
+
+def effects(
+    cfg: CompareTask, model: Model, asked: Sequence[Asked], i: int,
+    table: Mapping[str, np.ndarray],
+) -> dict[str, Any]:  # fmt: skip
+    """How a fact's neurons of every finder change the probability of the answers of each group: the
+    mean change, and the mean size of it.
+    """
+    some = groups(asked, i, cfg)
+    flat = [q for group in GROUPS for q in some[group]]
+    sets, names = [], []
+    for name, scores in table.items():
+        for k in cfg.ks:
+            sets.append(np.asarray(neurons.highest(jnp.asarray(scores[i : i + 1]), k)[0]))
+            names.append((name, k))
+    sets_MLF, which = np.stack(sets), np.repeat(np.arange(len(sets)), len(flat))
+    base = questions.probabilities(model, flat)
+    out: dict[str, Any] = {"p": {}, "change": []}
+    ends = np.cumsum([0, *(len(some[g]) for g in GROUPS)])
+    parts = {g: slice(a, b) for g, a, b in zip(GROUPS, ends[:-1], ends[1:], strict=True) if b > a}
+    out["p"] = {g: float(base[at].mean()) for g, at in parts.items()}
+    for mode, factor in MODES.items():
+        p = questions.probabilities(model, flat * len(sets), sets_MLF, which, factor)
+        for (name, k), row in zip(names, p.reshape(len(sets), -1) - base, strict=True):
+            found = {
+                g: [float(row[at].mean()), float(np.abs(row[at]).mean())] for g, at in parts.items()
+            }
+            out["change"].append({"finder": name, "k": k, "mode": mode, "groups": found})
+    return out
+
+
+def groups(asked: Sequence[Asked], i: int, cfg: CompareTask) -> dict[str, list[Question]]:
+    """Questions about the fact, and about others whose answer is another."""
+    random = np.random.RandomState([cfg.seed, i])
+    mine = asked[i]
+    others = [asked[j] for j in random.permutation(len(asked)) if asked[j].answer != mine.answer]
+    same = [o.found_in[0] for o in others if o.relation == mine.relation][: cfg.unrelated]
+    rest = [o.found_in[0] for o in others if o.relation != mine.relation][: cfg.unrelated]
+    every = (list(mine.found_in), list(mine.others), list(mine.inverse), same, rest)
+    return dict(zip(GROUPS, every, strict=True))
+
+
+def ratio(every: Sequence[Mapping[str, Any]], name: str, k: int, mode: str) -> dict[str, Any]:
+    """The changes of all groups, and the PCR, with intervals over facts."""
+    wanted = {"finder": name, "k": k, "mode": mode}
+    found = [next(c["groups"] for c in r["change"] if wanted.items() <= c.items()) for r in every]
+    out: dict[str, Any] = {}
+    for group in GROUPS:
+        change = [f[group][0] for f in found if group in f]
+        if change:
+            out[group] = bootstrap(np.array(change))._asdict()
+    size = lambda f, some: np.mean([f[g][1] for g in some if g in f])
+    both = np.array([
+        (size(f, RELATED), size(f, UNRELATED)) for f in found if any(g in f for g in UNRELATED)
+    ])  # fmt: skip
+    if len(both):
+        divide = lambda means: means[:, 0] / np.maximum(means[:, 1], 1e-9)
+        out["pcr"] = bootstrap(both, divide)._asdict()
+        out["related"], out["unrelated"] = both.mean(0).tolist()
+    return out
+
+
+def consistency(kn: Sequence[np.ndarray]) -> dict[str, float]:
+    """Do a fact's wordings have the same knowledge neurons: agreement of the scores, within facts
+    and over facts, and the refined sets with and without the share that is moved to keep them few.
+    """
+    several = [x for x in kn if len(x) > 1]
+    out = {"across": neurons.alike(np.stack([x.mean(0) for x in kn]))}
+    if several:
+        out["within"] = float(np.mean([neurons.alike(x) for x in several]))
+        coarse = [np.asarray(neurons.above(jnp.asarray(x), 0.2)) for x in several]
+        least = min(3, *(len(x) for x in several))
+        refined = neurons.refine(coarse, least=least)
+        out |= {"coarse": float(np.mean([c.sum((1, 2)).mean() for c in coarse])),
+                "refined": refined.free, "refined_forced": refined.forced,
+                "share_forced": refined.share, "in_all": refined.consistent}  # fmt: skip
+    return out

@@ -1,0 +1,61 @@
+"""The neurons that one answer comes from: what they say, and what the answer loses without them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxedit.locate import attribution, knowledge_neurons, neurons, questions
+from jaxedit.locate.memories import values
+from jaxedit.locate.questions import Method
+from jaxedit.locate.trace import says as first_choice
+from jaxedit.models.config import Model
+
+
+def methods(steps: int = 20, exact: int = attribution.EXACT) -> Mapping[str, Method]:
+    """What scores every neuron for an answer."""
+    kn = lambda *given: knowledge_neurons.attribute(*given, steps=steps)[0]
+    increase = lambda *given: attribution.importance(*given, exact=exact)
+    return {"kn": kn, "increase": increase, "activation": knowledge_neurons.activations}
+
+
+def neurons_of(
+    model: Model, prompt: str, answer: str = "", finder: str = "kn", *, top: int = 10,
+    steps: int = 20, says: int = 5,
+) -> tuple[str, dict[str, float], list[dict[str, Any]]]:  # fmt: skip
+    """The answer (by default what the model says next: a token), its probability as it is, without
+    all of the `top` neurons and with all of them doubled, and each neuron's score, the tokens that
+    its value says, and the probability without it and with it doubled.
+    """
+    tokenizer = model.tokenizer
+    if not answer:
+        answer = next_token(model, prompt)
+    asked = [(prompt, answer)]
+    scores_LF = questions.scores(model, asked, methods(steps)[finder], size=1)[0]
+    best = neurons.listed(scores_LF, min(top, scores_LF.size))
+    places = [(layer, unit) for layer, unit, _ in best]
+    sets = neurons.sets([[place] for place in places] + [places], scores_LF.shape)
+    p = lambda factor: questions.probabilities(
+        model, asked * len(sets), sets, np.arange(len(sets)), factor
+    )
+    without, doubled = p(0.0), p(2.0)
+    said, _ = values(model.params, model.cfg, places, top=says)
+    rows = [
+        {"layer": layer, "neuron": unit, "score": score, "without": float(w), "doubled": float(d),
+         "says": [tokenizer.decode([int(t)]).strip() for t in tokens]}
+        for (layer, unit, score), w, d, tokens in zip(best, without, doubled, said, strict=False)
+    ]  # fmt: skip
+    plain = float(questions.probabilities(model, asked)[0])
+    p_all = {"plain": plain, "without": float(without[-1]), "doubled": float(doubled[-1])}
+    return answer, p_all, rows
+
+
+def next_token(model: Model, prompt: str) -> str:
+    if model.tokenizer is None:
+        raise ValueError("the model has no tokenizer: a prompt is a text")
+    ids = jnp.asarray(model.tokenizer(prompt)["input_ids"])
+    said = model.tokenizer.decode([first_choice(model.params, np.asarray(ids), model.cfg)]).strip()
+    if not said:
+        raise ValueError(f"after {prompt!r} the model says no word: give --answer")
+    return said

@@ -1,0 +1,117 @@
+"""`jaxedit locate trace`, `neurons`, `compare`: where a fact comes from, with plain flags."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxedit import cli
+from jaxedit.progress import Meter
+
+MODEL = "a Hugging Face folder or hub name, or a checkpoint of jaxedit"
+ACTIONS = {
+    "trace": "one fact: which states, restored, bring back what noise on its subject has taken",
+    "neurons": "one prompt: the neurons that its answer comes from, and what they say",
+    "compare": "many facts: do the neurons that each finder names matter, and for the fact alone",
+}
+
+
+def main(argv: Sequence[str]) -> int | None:
+    action, *rest = list(argv) or ["--help"]
+    if action in ("-h", "--help"):
+        print("usage: jaxedit locate ACTION …    (jaxedit locate ACTION --help says more)\n")
+        print("\n".join(f"  {name:<10} {what}" for name, what in ACTIONS.items()))
+        return None
+    if action not in ACTIONS:
+        raise ValueError(f"jaxedit locate {action!r}: one of {', '.join(ACTIONS)}")
+    return {"trace": trace, "neurons": neurons, "compare": compare}[action](rest)
+
+
+def parser(action: str) -> cli.Parser:
+    ap = cli.Parser(f"jaxedit locate {action}", description=ACTIONS[action])
+    ap.add_argument("--model", required=True, help=MODEL)
+    ap.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    return ap
+
+
+def trace(argv: Sequence[str]) -> None:
+    ap = parser("trace")
+    ap.add_argument("--prompt", required=True, help="names the subject, or has {} for it")
+    ap.add_argument("--subject", required=True)
+    ap.add_argument("--samples", type=int, default=10, help="of noise")
+    ap.add_argument("--level", type=float, default=0.0,
+                    help="of noise; default: three times the embeddings' spread")  # fmt: skip
+    ap.add_argument("--window", type=int, default=0, help="layers of MLPs or attention together")
+    ap.add_argument("--sever", choices=("mlp", "attn"), default="")
+    ap.add_argument("--out", type=Path, default=Path("trace"), help="folder of the page, pictures")
+    args = ap.parse_args(argv)
+    from jaxedit.data.cases import Fact, slotted
+    from jaxedit.hf.load import load
+    from jaxedit.locate import task
+    from jaxedit.report import bounds, traces
+
+    model = load(args.model, dtype=args.dtype)
+    fact = Fact("0", slotted(args.prompt, args.subject), args.subject, ("?",))
+    made, skipped = task.tokens_of(model, [fact])
+    if not made:
+        raise ValueError(skipped[0].reason)
+    cfg = task.TraceTask(args.model, "", samples=args.samples, level=args.level,
+                         window=args.window, sever=args.sever)  # fmt: skip
+    level = task.level_of(cfg, model, made)
+    record = task.one(cfg, model, made[0], level, every=True)
+    told = traces.fact_in_words(record, cfg.kinds)
+    drawn = traces.of_fact(record, cfg.kinds)
+    print(told)
+    files = [traces.page(record["prompt"], told, drawn, args.out / "trace.html")]
+    for kind, one in drawn.items():
+        files += bounds.save(one, args.out, f"trace-{kind}")
+    for file in files:
+        print(f"wrote {file}")
+
+
+def neurons(argv: Sequence[str]) -> None:
+    ap = parser("neurons")
+    ap.add_argument("--prompt", required=True)
+    ap.add_argument("--answer", default="", help="default: what the model says next")
+    ap.add_argument("--finder", choices=("kn", "increase", "activation"), default="kn")
+    ap.add_argument("--top", type=int, default=10, help="neurons (default 10)")
+    ap.add_argument("--steps", type=int, default=20, help="of the integral of kn")
+    args = ap.parse_args(argv)
+    if args.top < 1:
+        raise ValueError(f"--top {args.top}: at least 1")
+    import jaxedit
+    from jaxedit.locate import explain
+    from jaxedit.report import neurons as report
+
+    model = jaxedit.load(args.model, dtype=args.dtype)
+    answer, p, rows = explain.neurons_of(
+        model, args.prompt, args.answer, args.finder, top=args.top, steps=args.steps
+    )
+    print(f"{args.prompt} -> {answer}   p = {p['plain']:.4f}, without all of these "
+          f"{p['without']:.4f}, all of them doubled {p['doubled']:.4f}")  # fmt: skip
+    print(report.table(rows))
+
+
+def compare(argv: Sequence[str]) -> None:
+    from jaxedit.locate.compare import FINDERS, CompareTask, run
+    from jaxedit.report import neurons as report
+
+    ap = parser("compare")
+    ap.add_argument(
+        "--facts",
+        default="world:small:0:100",
+        metavar="FACTS",
+        help="world:SIZE:SEED:COUNT (default world:small:0:100); pararel:PATH",
+    )
+    ap.add_argument("--finders", nargs="+", default=list(FINDERS), metavar="FINDER",
+                    help=f"of {', '.join(FINDERS)} (default: all)")  # fmt: skip
+    ap.add_argument("--k", nargs="+", type=int, default=[5, 20], help="neurons of a fact")
+    ap.add_argument("--limit", type=int, default=0, help="facts; 0 (default): all")
+    ap.add_argument("--seed", type=int, default=0)
+    ap.add_argument("--out", type=Path, default=Path("neurons"), help="folder; goes on from there")
+    args = ap.parse_args(argv)
+    cfg = CompareTask(
+        args.model, args.facts, tuple(args.finders), tuple(args.k), limit=args.limit,
+        seed=args.seed, dtype=args.dtype, workdir=str(args.out),
+    )  # fmt: skip
+    summary = run(cfg, Meter("comparing", "steps"))
+    for line in report.write(summary, args.out):
+        print(line)

@@ -1,0 +1,118 @@
+"""Finders beside each other, and one prompt's neurons."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxedit
+from jaxedit.data.cases import Fact
+from jaxedit.locate import compare, explain
+from jaxedit.locate.compare import GROUPS, CompareTask
+from jaxedit.locating import main
+from jaxedit.report import neurons as report
+
+CFG = CompareTask("world", "world:small:0:12", ks=(20,), unrelated=6, steps=6, exact=100,
+                  dtype="float32")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    cfg = dataclasses.replace(CFG, workdir=str(tmp_path_factory.mktemp("neurons")))
+    return cfg, compare.run(cfg)
+
+
+def test_what_finds_neurons_beats_random_ones_fivefold(made):
+    found = made[1]["finders"]
+    assert list(found) == list(compare.FINDERS)
+    of = {name: one["20"]["suppress"] for name, one in found.items()}
+    chance = of["random"]["pcr"]["mean"]
+    for name in ("kn", "increase", "qrnca"):
+        assert of[name]["pcr"]["mean"] > 5 * chance
+        assert of[name]["same wording"]["mean"] < -0.5 < 5 * of["random"]["same wording"]["mean"]
+        assert of[name]["other wordings"]["mean"] < -0.5  # found in some, they serve others
+        assert of[name]["other relations"]["mean"] > -0.1
+        pcr = of[name]["pcr"]
+        assert pcr["low"] <= pcr["mean"] <= pcr["high"]
+        assert pcr["mean"] == pytest.approx(of[name]["related"] / of[name]["unrelated"])
+    assert sum(found["kn"]["by_layer"]) == pytest.approx(20)
+    np.testing.assert_allclose(found["kn"]["by_layer"], found["random"]["by_layer"])
+
+
+def test_a_run_goes_on_where_it_was(made):
+    cfg, summary = made
+    file = Path(cfg.workdir, compare.CASES)
+    text = file.read_text()
+    *kept, last = text.splitlines()
+    file.write_text("\n".join(kept) + "\n" + last[:40])
+    one = next(Path(cfg.workdir, compare.SCORES).iterdir())
+    one.unlink()
+    assert compare.run(cfg) == summary
+    assert file.read_text() == text
+    assert json.loads(Path(cfg.workdir, compare.SUMMARY).read_text()) == summary
+
+
+def test_it_is_told_and_drawn(made, tmp_path):
+    told, *files = report.write(made[1], tmp_path)
+    assert told.startswith("12 facts of world")
+    assert "the 20 highest neurons silenced" in told
+    assert "QRNCA" in told
+    assert f"wrote {tmp_path / 'neurons.html'}" in files
+    assert (tmp_path / "neurons.html").read_text().count("<svg") == 2
+
+
+def test_unrelated_facts_have_other_answers_and_wordings_are_kept_apart():
+    asked, _ = compare.facts(CFG)
+    assert len(asked) == 12
+    for i, fact in enumerate(asked):
+        assert not set(fact.found_in) & set(fact.others)
+        some = compare.groups(asked, i, CFG)
+        assert {answer for _, answer in [*fact.found_in, *fact.others]} == {fact.answer}
+        others = [q for group in GROUPS[3:] for q in some[group]]
+        assert others
+        assert fact.answer not in {answer for _, answer in others}
+    back = [fact for fact in asked if fact.inverse]
+    assert back
+    assert all(fact.answer in fact.inverse[0][0] for fact in back)
+
+
+def test_facts_of_a_dataset_need_two_wordings():
+    rich = Fact("0", "{} is in", "A", ("B",), "r", ("{} lies in", "One finds {} in"))
+    made, skipped = compare.of_facts([rich, Fact("1", "{} is in", "A", ("B",))], 3)
+    assert made[0].found_in == (("A is in", "B"),)
+    assert made[0].others == (("A lies in", "B"), ("One finds A in", "B"))
+    assert skipped[0].reason == "one wording only: none is left to be asked"
+
+
+def test_the_neurons_of_one_answer():
+    model = jaxedit.load("world", dtype="float32")
+    answer, p, rows = explain.neurons_of(model, "Bane Fipi works as a", top=20, steps=6)
+    assert answer == "teacher"
+    assert p["plain"] > 0.9
+    assert p["without"] < 0.3
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len({(row["layer"], row["neuron"]) for row in rows}) == 20
+    assert all(len(row["says"]) == 5 and 0 <= row["without"] <= 1 for row in rows)
+    assert any("teacher" in row["says"] for row in rows)
+
+
+def test_the_commands(tmp_path, capsys):
+    ask = ["neurons", "--model", "world", "--prompt", "Bane Fipi was born in"]
+    main([*ask, "--answer", "Mife", "--top", "3", "--steps", "6"])
+    told = capsys.readouterr().out
+    assert told.startswith("Bane Fipi was born in -> Mife   p = 0.99")
+    assert len(told.splitlines()) == 5
+    main(["compare", "--model", "world", "--facts", "world:small:0:4", "--finders", "increase",
+          "random", "--k", "5", "--out", str(tmp_path)])  # fmt: skip
+    assert "4 facts of world" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="'finds': one of trace, neurons, compare"):
+        main(["finds"])
+    with pytest.raises(ValueError, match="--top 0: at least 1"):
+        main([*ask, "--top", "0"])
+    with pytest.raises(ValueError, match=r"facts 'world:small': write world:SIZE:SEED:COUNT"):
+        main(["compare", "--model", "world", "--facts", "world:small", "--out", str(tmp_path)])
+    with pytest.raises(ValueError, match="finder 'ig': of kn, increase"):
+        main(["compare", "--model", "world", "--finders", "ig"])
