@@ -36,7 +36,9 @@ def trace(argv: Sequence[str]) -> None:
     ap = parser("trace")
     ap.add_argument("--prompt", required=True, help="names the subject, or has {} for it")
     ap.add_argument("--subject", required=True)
+    ap.add_argument("--answer", default="", help="default: what the model says; its first token")
     ap.add_argument("--samples", type=int, default=10, help="of noise")
+    ap.add_argument("--noise", choices=("gaussian", "uniform", "covariance"), default="gaussian")
     ap.add_argument("--level", type=float, default=0.0,
                     help="of noise; default: three times the embeddings' spread")  # fmt: skip
     ap.add_argument("--window", type=int, default=0, help="layers of MLPs or attention together")
@@ -44,19 +46,27 @@ def trace(argv: Sequence[str]) -> None:
     ap.add_argument("--out", type=Path, default=Path("trace"), help="folder of the page, pictures")
     args = ap.parse_args(argv)
     from jaxedit.data.cases import Fact, slotted
-    from jaxedit.hf.load import load
+    from jaxedit.evaluate.hits import first_tokens
+    from jaxedit.hf.load import inspect, load
     from jaxedit.locate import task
     from jaxedit.report import bounds, traces
 
-    model = load(args.model, dtype=args.dtype)
+    # what can be seen to be wrong is said before a large model is read
     fact = Fact("0", slotted(args.prompt, args.subject), args.subject, ("?",))
+    cfg = task.TraceTask(
+        args.model, "", noise=args.noise, samples=args.samples, level=args.level,
+        window=args.window, sever=args.sever,
+    )  # fmt: skip
+    layers = inspect(args.model)[0].layers
+    if not 0 <= args.window <= layers:
+        raise ValueError(f"a window of {args.window} layers; the model has {layers}")
+    model = load(args.model, dtype=args.dtype)
     made, skipped = task.tokens_of(model, [fact])
     if not made:
         raise ValueError(skipped[0].reason)
-    cfg = task.TraceTask(args.model, "", samples=args.samples, level=args.level,
-                         window=args.window, sever=args.sever)  # fmt: skip
     level = task.level_of(cfg, model, made)
-    record = task.one(cfg, model, made[0], level, every=True)
+    answer = first_tokens(model.tokenizer, [(made[0].text, args.answer)])[0]
+    record = task.one(cfg, model, made[0], level, int(answer))
     told = traces.fact_in_words(record, cfg.kinds)
     drawn = traces.of_fact(record, cfg.kinds)
     print(told)

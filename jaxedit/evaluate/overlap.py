@@ -29,7 +29,7 @@ Kind = Literal["jaccard", "dice", "cosine"]
 SHARE = 0.01  # of a matrix's inputs count as those that an edit changes most
 
 
-def overlap(sets_a: Array, sets_b: Array, kind: Kind = "jaccard") -> Array:
+def overlap(sets_a: Any, sets_b: Any, kind: Kind = "jaccard") -> Array:
     """How alike the places of facts are, each of a [N, …] with each of b [M, …]: [N, M] in [0, 1].
 
     jaccard: |a ∩ b| / |a ∪ b| of sets (bool). dice: 2 |a ∩ b| / (|a| + |b|), which is the share of
@@ -59,7 +59,11 @@ def _overlap(sets_a: Array, sets_b: Array, kind: Kind) -> Array:
 
 
 def rsim(
-    scores: Array, groups: Sequence[Hashable], *, k: int | None = None, kind: Kind = "jaccard"
+    scores: Array | np.ndarray,
+    groups: Sequence[Hashable],
+    *,
+    k: int | None = None,
+    kind: Kind = "jaccard",
 ) -> dict[str, float | int] | None:
     """RSim of facts by their places [N, …], the mean over groups, with what it is made of.
 

@@ -21,12 +21,12 @@ from jaxedit.base import Array, Scale
 SITE: Literal["mlp_key"] = "mlp_key"
 
 
-def highest(scores: Array, k: int) -> Array:
+def highest(scores: Array | np.ndarray, k: int) -> Array:
     """The k highest of each fact's scores [N, …], as sets [N, …]; of equal ones the first."""
     N, X = len(scores), int(np.prod(scores.shape[1:]))
     if not 1 <= k <= X:
         raise ValueError(f"the {k} highest of {X} scores")
-    return _highest(scores, k) if N else jnp.zeros(scores.shape, bool)
+    return _highest(jnp.asarray(scores), k) if N else jnp.zeros(scores.shape, bool)
 
 
 @partial(jax.jit, static_argnames="k")

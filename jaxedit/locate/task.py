@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from jaxedit.data import asked
 from jaxedit.data.cases import SLOT, EditRequest, Fact, Skipped
 from jaxedit.data.read import READERS, read
 from jaxedit.data.requests import Row, mark, tokenise
+from jaxedit.evaluate.overlap import rsim
 from jaxedit.evaluate.records import lines, whole
 from jaxedit.hf.load import load as load_model
 from jaxedit.locate import trace
@@ -36,7 +37,10 @@ class TraceTask:
     facts: str  # world:SIZE:SEED:COUNT, known_1000:PATH, another dataset, or a file of requests
     kinds: tuple[trace.Kind, ...] = ("hidden", "mlp", "attn")
     samples: int = 10  # of noise
-    level: float = 0.0  # the noise's standard deviation; 0: `times` that of subjects' embeddings
+    noise: trace.Rule = "gaussian"
+    # the noise's standard deviation (uniform: its bound); 0: `times` that of subjects' embeddings.
+    # covariance: `times` their whole covariance's root, whatever the level
+    level: float = 0.0
     times: float = 3.0
     window: int = 0  # layers that are restored together (mlp, attn); 0: a fifth of them
     sever: trace.Sever = ""
@@ -50,6 +54,8 @@ class TraceTask:
     def __post_init__(self) -> None:
         if unknown := [k for k in self.kinds if k not in trace.SITES]:
             raise ValueError(f"kind {unknown[0]!r}: of {', '.join(trace.SITES)}")
+        if self.noise not in get_args(trace.Rule):
+            raise ValueError(f"noise {self.noise!r}: of {', '.join(get_args(trace.Rule))}")
         if self.samples < 1 or min(self.level, self.times) < 0:
             raise ValueError(
                 f"samples={self.samples}, level={self.level}, times={self.times}: at least "
@@ -67,6 +73,7 @@ class Asked:
     answers: tuple[str, ...]
     tokens: tuple[int, ...]  # of the prompt
     span: tuple[int, int]  # the subject's first and last
+    relation: str  # its name, or the prompt with a slot
 
 
 def facts(source: str, limit: int = 0) -> tuple[list[Fact], list[Skipped]]:
@@ -100,35 +107,41 @@ def tokens_of(model: Model, some: Sequence[Fact]) -> tuple[list[Asked], list[Ski
             skipped.append(Skipped(fact.id, row))
             continue
         text = fact.prompt.replace(SLOT, fact.subject)
-        made.append(
-            Asked(place, text, fact.subject, fact.answers, row.tokens[: row.prompt], row.subject)
-        )
+        tokens, relation = row.tokens[: row.prompt], fact.relation or fact.prompt
+        made.append(Asked(place, text, fact.subject, fact.answers, tokens, row.subject, relation))
     return made, skipped
 
 
-def level_of(cfg: TraceTask, model: Model, some: Sequence[Asked]) -> float:
+def level_of(cfg: TraceTask, model: Model, some: Sequence[Asked]) -> float | np.ndarray:
+    """How large the noise is; of "covariance" a root of it."""
+    subjects = [list(a.tokens[a.span[0] : a.span[1] + 1]) for a in some]
+    if cfg.noise == "covariance":
+        return cfg.times * trace.root_of(model.params, model.cfg, subjects)
     if cfg.level:
         return cfg.level
-    subjects = [list(a.tokens[a.span[0] : a.span[1] + 1]) for a in some]
     return cfg.times * trace.spread(model.params, model.cfg, subjects)
 
 
 def one(
-    cfg: TraceTask, model: Model, asked: Asked, level: float, every: bool = False
+    cfg: TraceTask, model: Model, asked: Asked, level: float | np.ndarray, answer: int | None = None
 ) -> dict[str, Any]:
-    """A fact traced; only whether it is known, where it is not (`every`: traced all the same)."""
+    """A fact traced, if it is known; or of a given answer (a token, -1: what the model says),
+    whatever is true.
+    """
     subject = np.zeros(len(asked.tokens), bool)
     subject[asked.span[0] : asked.span[1] + 1] = True
-    noise = trace.gaussian(cfg.seed, cfg.samples, subject, model.cfg, level)
+    noise = trace.noise(cfg.noise, cfg.seed, cfg.samples, subject, model.cfg, level)
     assert model.tokenizer is not None
     record: dict[str, Any] = {
         "place": asked.place, "prompt": asked.text, "subject": asked.subject,
         "tokens": [model.tokenizer.decode([t]) for t in asked.tokens], "span": list(asked.span),
     }  # fmt: skip
-    answer = trace.says(model.params, np.array(asked.tokens), model.cfg)
+    every = answer is not None
+    if answer is None or answer < 0:
+        answer = trace.says(model.params, np.array(asked.tokens), model.cfg)
     said = model.tokenizer.decode([answer]).strip()
     known = bool(said) and any(a.strip().startswith(said) for a in asked.answers)
-    record |= {"said": said, "known": known}
+    record |= {"said": said, "known": known, "window": window_of(cfg, model)}
     if not (known or every):
         return record
     for kind in cfg.kinds:
@@ -140,6 +153,10 @@ def one(
         record |= {"low": found.low, "high": found.high}
         record[kind] = found.scores_TL.round(6).tolist()
     return record
+
+
+def window_of(cfg: TraceTask, model: Model) -> int:
+    return cfg.window or trace.default_window(model.cfg.layers)
 
 
 def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
@@ -154,7 +171,9 @@ def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
     level = level_of(cfg, model, asked)
     workdir = Path(cfg.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    how = dataclasses.asdict(cfg) | {"workdir": "", "level": level}
+    root = np.atleast_2d(level)
+    size = float(np.sqrt(np.square(root).sum() / len(root)))  # a standard deviation of either
+    how = dataclasses.asdict(cfg) | {"workdir": "", "level": size}
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:12]
     file = workdir / CASES
     done = {r["place"]: r for r in lines(file) if r.get("key") == key}
@@ -168,8 +187,9 @@ def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
             progress(i + 1, len(asked))
     known = [done[a.place] for a in asked if done[a.place]["known"]]
     summary: dict[str, Any] = {
-        "model": cfg.model, "facts": len(asked), "known": len(known), "noise": level,
-        "layers": model.cfg.layers, "window": cfg.window or trace.default_window(model.cfg.layers),
+        "model": cfg.model, "facts": len(asked), "known": len(known), "noise": size,
+        "rule": cfg.noise,
+        "layers": model.cfg.layers, "window": window_of(cfg, model),
         "skipped": [[s.row, s.reason] for s in [*skipped, *more]],
     }  # fmt: skip
     if known:
@@ -178,6 +198,9 @@ def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
         )
         summary["effects"] = {kind: effects(known, kind) for kind in cfg.kinds}
         summary["recommended"] = recommend(summary["effects"])
+        of = [a for a in asked if done[a.place]["known"]]
+        summary["overlap"] = overlap(known, {"subject": [a.subject for a in of],
+                                             "relation": [a.relation for a in of]})  # fmt: skip
     whole(workdir / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -225,3 +248,16 @@ def recommend(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     layer = int(np.argmax(of["mean"]))
     return {"layer": layer, "effect": of["mean"][layer], "error": of["error"][layer], "n": of["n"],
             "kind": "mlp" if "mlp" in found else "hidden"}  # fmt: skip
+
+
+def overlap(
+    known: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Do facts of one subject, or relation, lie in the same layers: RSim of the tenth of the layers
+    that matter most at the subject's last token.
+    """
+    kind = "mlp" if "mlp" in known[0] else next(k for k in trace.SITES if k in known[0])
+    scores_NL = np.array([r[kind][r["span"][1]] for r in known], np.float32)
+    k = max(round(scores_NL.shape[1] / 10), 1)
+    found = {name: rsim(scores_NL, of, k=k) for name, of in groups.items()}
+    return {"kind": kind, "layers": k, **found}

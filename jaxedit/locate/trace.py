@@ -19,7 +19,7 @@ T columns, L layers, n samples of noise, S columns of a tail, B rows: layer, tok
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from jaxedit.sharding import on_mesh_of
 
 Kind = Literal["hidden", "mlp", "attn"]
 Sever = Literal["", "mlp", "attn"]
+Rule = Literal["gaussian", "uniform", "covariance"]
 SITES = {"hidden": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
 ROWS = 4096  # of a program: more samples of noise are run one after the other
 
@@ -228,26 +229,49 @@ def says(params: Params, tokens_T: np.ndarray, cfg: ModelConfig, multiple: int =
     return int(forward(params, tokens, cfg, pos_BT=pos, logits_at=last).logits[0, 0].argmax())
 
 
-def gaussian(
-    key: Array | int, n: int, subject_T: np.ndarray, cfg: ModelConfig, level: float
-) -> np.ndarray:
-    """Noise [n, T, D] of one standard deviation, on the subject's tokens. An integer is a seed of
-    NumPy's, as the authors draw it.
+def noise(
+    rule: Rule, key: Array | int, n: int, subject_T: np.ndarray, cfg: ModelConfig,
+    level: float | np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Noise [n, T, D] on the subject's tokens. An integer is a seed of NumPy's, as the authors draw
+    it.
+
+    gaussian: independent, of standard deviation `level`. uniform: from -level to level. covariance:
+    Gaussian, `level` a root [D, D] of its covariance (`root_of`).
     """
+    if rule not in get_args(Rule):
+        raise ValueError(f"noise {rule!r}: of {', '.join(get_args(Rule))}")
     shape = (n, int(subject_T.sum()), cfg.embed)
     if isinstance(key, int):
-        drawn = np.random.RandomState(key).randn(*shape)
+        random = np.random.RandomState(key)
+        drawn = random.uniform(-1, 1, shape) if rule == "uniform" else random.randn(*shape)
+    elif rule == "uniform":
+        drawn = np.asarray(jax.random.uniform(key, shape, minval=-1, maxval=1))
     else:
         drawn = np.asarray(jax.random.normal(key, shape))
     out = np.zeros((n, len(subject_T), cfg.embed))
-    out[:, subject_T] = level * drawn
+    out[:, subject_T] = drawn @ np.asarray(level).T if rule == "covariance" else level * drawn
     return out
+
+
+gaussian = partial(noise, "gaussian")
+
+
+def root_of(params: Params, cfg: ModelConfig, subjects: list[list[int]]) -> np.ndarray:
+    """A root [D, D] of the covariance of the embeddings of all subjects' tokens."""
+    some = np.asarray(embeddings(params, cfg, subjects), np.float64)
+    values, vectors = np.linalg.eigh(np.cov(some, rowvar=False))
+    return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def spread(params: Params, cfg: ModelConfig, subjects: list[list[int]]) -> float:
     """The standard deviation of the embeddings' entries over all tokens of all subjects, as the
     model scales them.
     """
-    table = params["embed"]["w"]
-    some = table[jnp.asarray([t for tokens in subjects for t in tokens])]
-    return float(some.astype(jnp.float32).std()) * cfg.embed_scale
+    return float(embeddings(params, cfg, subjects).std())
+
+
+def embeddings(params: Params, cfg: ModelConfig, subjects: list[list[int]]) -> Array:
+    """The embeddings of all tokens of all subjects, as the model scales them, in float32."""
+    some = params["embed"]["w"][jnp.asarray([t for tokens in subjects for t in tokens])]
+    return some.astype(jnp.float32) * cfg.embed_scale

@@ -10,8 +10,12 @@ from html import escape
 import numpy as np
 
 CELL, LINE, FONT = 30, 16, 12  # pixels
-LOW, HIGH = (247, 251, 255), (8, 81, 156)  # the colours of the least and the most, on white
-NIGHT = (28, 37, 48), (143, 199, 255)  # and on black
+# the colours of the least and the most, on white and on black
+BLUE = ((247, 251, 255), (8, 81, 156)), ((28, 37, 48), (143, 199, 255))
+PURPLE = ((252, 251, 253), (84, 39, 143)), ((34, 29, 45), (200, 170, 255))
+GREEN = ((247, 252, 245), (0, 109, 44)), ((24, 38, 31), (116, 217, 150))
+RED = ((255, 245, 240), (165, 15, 21)), ((44, 28, 27), (255, 148, 128))
+Colours = tuple[tuple[tuple[int, int, int], ...], ...]
 FAMILY = "system-ui, 'DejaVu Sans', 'Noto Sans', 'Liberation Sans', Helvetica, Arial, sans-serif"
 # of several things in one picture; each is also named beside it or drawn with dashes of its own
 LIGHT = ("#0b5cad", "#b8450b", "#0a7a4b", "#7038c9", "#8a6100", "#b0175f")
@@ -38,10 +42,13 @@ def heatmap(
     unit: str = "",
     top: float | None = None,
     cell: int = CELL,
+    colours: Colours = BLUE,
+    axis: str = "",
 ) -> str:
     """values [rows, columns], the first row at the bottom, from zero to `top` or the largest.
 
-    What is not a number is left empty; a column with an empty name has none below it.
+    What is not a number is left empty; a column with an empty name has none below it. axis: what
+    the columns are.
     """
     height, width = values.shape
     known = values[np.isfinite(values)]
@@ -50,7 +57,7 @@ def heatmap(
     turned = 8 * max(map(len, columns)) > cell
     foot = 20 + round(6.5 * max(map(len, columns)))
     W = left + max(width * cell + 90, 9 * len(title))  # a bold letter is about nine pixels wide
-    H = 40 + height * cell + foot
+    H = 40 + height * cell + foot + (LINE if axis else 0)
     out = [text(left, 22, title, size=FONT + 2, weight="bold")]
     for i, row in enumerate(rows):
         y = 40 + (height - 1 - i) * cell
@@ -62,7 +69,7 @@ def heatmap(
                 out.append(f'<rect class="gap" {place} fill="none" stroke="{FAINT}"/>')
                 continue
             told = escape(f"{columns[j].strip()}, {row}: {value:.3f}{unit}")
-            out.append(f"<rect {place} {shade(value / top)}><title>{told}</title></rect>")
+            out.append(f"<rect {place} {shade(value / top, colours)}><title>{told}</title></rect>")
     y = 40 + height * cell + 12
     for j, column in enumerate(columns):
         if column:
@@ -71,11 +78,13 @@ def heatmap(
                 out.append(text(middle + 3, y, column, anchor="end", turn=-55))
             else:
                 out.append(text(middle, y + 4, column, anchor="middle"))
+    if axis:
+        out.append(text(left + width * cell / 2, H - 6, axis, anchor="middle"))
     x, steps = left + width * cell + 16, 40
     for i in range(steps):
         y = 40 + i * height * cell / steps
         size = f'width="14" height="{height * cell / steps + 0.5:.1f}"'
-        out.append(f'<rect x="{x}" y="{y:.1f}" {size} {shade(1 - (i + 0.5) / steps)}/>')
+        out.append(f'<rect x="{x}" y="{y:.1f}" {size} {shade(1 - (i + 0.5) / steps, colours)}/>')
     out.append(text(x + 18, 50, f"{top:.3g}{unit}"))
     out.append(text(x + 18, max(40 + height * cell, 64), f"0{unit}"))
     return svg(W, H, out, title)
@@ -97,12 +106,13 @@ def bitmap(values: np.ndarray, *, title: str, cell: int = 7, shades: int = 24) -
     return svg(max(width, 9 * len(title)), height + 54, out, title)
 
 
-def shade(share: float) -> str:
+def shade(share: float, colours: Colours = BLUE) -> str:
     """The attributes of a cell: its colour on white, and on black."""
-    return f'class="cell" fill="{colour(share)}" style="--night:{colour(share, *NIGHT)}"'
+    day, night = colours
+    return f'class="cell" fill="{colour(share, *day)}" style="--night:{colour(share, *night)}"'
 
 
-def colour(share: float, low: Sequence[int] = LOW, high: Sequence[int] = HIGH) -> str:
+def colour(share: float, low: Sequence[int] = BLUE[0][0], high: Sequence[int] = BLUE[0][1]) -> str:
     share = min(max(share, 0.0), 1.0)
     mixed = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
     return "#" + "".join(f"{c:02x}" for c in mixed)

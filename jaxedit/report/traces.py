@@ -9,21 +9,26 @@ import numpy as np
 
 from jaxedit.report import bounds, html, plots
 
+FEW = 12  # layers, below which the sites of large models are not to be expected
 NAMES = {"hidden": "the state after a layer", "mlp": "MLPs", "attn": "attention"}
+# those of the authors' figures, and what the axis says there
+COLOURS = {"hidden": plots.PURPLE, "mlp": plots.GREEN, "attn": plots.RED}
 ROLES = {
     "first": "subject, first token", "middle": "subject, middle", "last": "subject, last token",
     "next": "first after it", "further": "further", "final": "last token",
 }  # fmt: skip
 
 
-def picture(values_TL: np.ndarray, names: Sequence[str], title: str) -> str:
+def picture(values_TL: np.ndarray, names: Sequence[str], title: str, kind: str, window: int) -> str:
     """Rows from the top are tokens from the first, columns are layers."""
     layers = values_TL.shape[1]
     step = max(round(layers / 12), 1)
     columns = [str(i) if i % step == 0 else "" for i in range(layers)]
+    axis = "restored layer" if kind == "hidden" else f"centre of {window} restored layers"
     return plots.heatmap(
-        values_TL[::-1], columns, list(names)[::-1], title=title, cell=30 if layers <= 16 else 14
-    )
+        values_TL[::-1], columns, list(names)[::-1], title=title, cell=30 if layers <= 16 else 14,
+        colours=COLOURS[kind], axis=axis,
+    )  # fmt: skip
 
 
 def of_fact(record: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, str]:
@@ -35,7 +40,13 @@ def of_fact(record: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, str]:
     ]
     said = f"p({record['said']})"
     return {
-        kind: picture(np.array(record[kind]), names, f"{said} with {NAMES[kind]} restored")
+        kind: picture(
+            np.array(record[kind]),
+            names,
+            f"{said} with {NAMES[kind]} restored",
+            kind,
+            record["window"],
+        )
         for kind in kinds
     }
 
@@ -46,7 +57,7 @@ def of_summary(summary: Mapping[str, Any]) -> dict[str, str]:
         roles = [role for role in ROLES if role in found]
         values = np.maximum(np.array([found[role]["mean"] for role in roles]), 0)
         title = f"Average effect of {NAMES[kind]}"
-        out[kind] = picture(values, [ROLES[role] for role in roles], title)
+        out[kind] = picture(values, [ROLES[role] for role in roles], title, kind, summary["window"])
     return out
 
 
@@ -78,6 +89,17 @@ def words(summary: Mapping[str, Any]) -> str:
             f"to edit: layer {best['layer']}, where {NAMES[best['kind']]} at the subject's last "
             f"token add most ({best['effect']:.3f} ± {best['error']:.3f}, {best['n']} facts)"
         )
+        if summary["layers"] < FEW:
+            lines.append(
+                f"(of {summary['layers']} layers windows cover most: an order, not a place)"
+            )
+    for name in ("subject", "relation"):
+        if one := summary["overlap"][name]:
+            lines.append(
+                f"facts of one {name} lie in the same layers: RSim {one['rsim']:.2f} "
+                f"({one['related']:.2f} of the layers in common, with others {one['others']:.2f}; "
+                f"{one['groups']} groups)"
+            )
     return "\n".join(lines)
 
 

@@ -129,6 +129,9 @@ def test_parts_of_the_noise_are_the_noise():
 def test_what_no_noise_reaches_changes_nothing():
     found = trace(weights(CFG), TOKENS, noise(), CFG)
     np.testing.assert_allclose(found.scores_TL[:2], found.low, atol=1e-7)
+    for sever in ("mlp", "attn"):  # nothing else is restored: the noisy run, held to itself
+        held = trace(weights(CFG), TOKENS, noise(), CFG, sever=sever)
+        np.testing.assert_allclose(held.scores_TL[:2], found.low, atol=1e-7)
     still = trace(weights(CFG), TOKENS, noise(level=0.0), CFG)
     np.testing.assert_allclose(still.scores_TL, still.high, atol=1e-6)
     assert abs(still.low - still.high) < 1e-6
@@ -138,10 +141,10 @@ def test_the_last_state_is_the_clean_run():
     """The last token's state after the last layer is all that the answer depends on."""
     found = trace(weights(CFG), TOKENS, noise(), CFG)
     assert abs(found.scores_TL[-1, -1] - found.high) < 1e-6
-    alone = np.zeros(10, bool)
-    alone[3] = True  # one noisy token: restored below all layers but the first, all is clean
+    alone = np.arange(10) == 9  # all that is noisy is restored, at any layer
     found = trace(weights(CFG), TOKENS, noise(subject=alone), CFG, kind="hidden")
-    assert abs(found.scores_TL[3, 0] - found.high) < abs(found.low - found.high)
+    np.testing.assert_allclose(found.scores_TL[9], found.high, atol=1e-6)
+    assert abs(found.low - found.high) > 1e-3
 
 
 def test_windows_are_those_of_the_authors():
@@ -156,6 +159,35 @@ def test_noise_is_the_subjects():
     assert (made[:, ~SUBJECT] == 0).all()
     want = 0.5 * np.random.RandomState(1).randn(2, 3, CFG.embed)
     np.testing.assert_array_equal(made[:, SUBJECT], want)
+
+
+def test_other_kinds_of_noise():
+    flat = tracing.noise("uniform", 1, 2000, SUBJECT, CFG, 0.5)
+    assert (np.abs(flat) <= 0.5).all()
+    assert flat[:, SUBJECT].std() == pytest.approx(0.5 / 3**0.5, rel=0.01)
+    assert not flat[:, ~SUBJECT].any()
+    params, subjects = weights(CFG), [[3, 5, 7], [11, 20, 31]]
+    root = tracing.root_of(params, CFG, subjects)
+    some = np.asarray(params["embed"]["w"])[[3, 5, 7, 11, 20, 31]].astype(np.float64)
+    np.testing.assert_allclose(root @ root.T, np.cov(some, rowvar=False), atol=1e-6)
+    drawn = tracing.noise("covariance", 1, 4000, SUBJECT, CFG, root)[:, SUBJECT].reshape(
+        -1, CFG.embed
+    )
+    want = np.cov(some, rowvar=False)
+    assert np.abs(np.cov(drawn, rowvar=False) - want).max() < 0.1 * np.abs(want).max()
+    assert np.linalg.matrix_rank(drawn - 0, tol=1e-6) == 5  # of six tokens: nowhere else
+    keyed = tracing.noise("uniform", jax.random.key(0), 2, SUBJECT, CFG, 0.5)
+    assert (np.abs(keyed) <= 0.5).all()
+    with pytest.raises(ValueError, match="noise 'normal': of gaussian, uniform, covariance"):
+        tracing.noise("normal", 1, 2, SUBJECT, CFG, 0.5)
+
+
+def test_another_prompt_of_the_same_length_is_not_another_program():
+    params = weights(CFG)
+    trace(params, TOKENS, noise(), CFG)
+    before = tracing.cells._cache_size(), tracing.noisy._cache_size()
+    trace(params, TOKENS[::-1].copy(), noise(level=0.1), CFG, answer=3)
+    assert (tracing.cells._cache_size(), tracing.noisy._cache_size()) == before
 
 
 def test_noise_is_as_large_as_the_embeddings_that_the_model_sees():

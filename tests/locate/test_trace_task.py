@@ -99,10 +99,30 @@ def test_the_command_draws_one_fact(tmp_path, capsys):
     assert page.count("<svg") == 3
     assert "Fi*" in page
     assert "Born" not in page
+    locate([*ask, "--prompt", "{} was born in", "--subject", "Bane Fipi", "--answer", "Kola",
+            "--noise", "covariance"])  # fmt: skip
+    other = capsys.readouterr().out
+    assert other.startswith("Bane Fipi was born in -> Ko\n")
+    assert "p = 0.00" in other
     with pytest.raises(ValueError, match="subject 'Zidu' does not occur in the prompt"):
         locate([*ask, "--prompt", "He was born in", "--subject", "Zidu"])
     with pytest.raises(ValueError, match="a window of 9 layers; the model has 4"):
         locate([*ask, "--prompt", "{} was born in", "--subject", "Bane Fipi", "--window", "9"])
+
+
+def test_facts_of_a_group_in_the_same_layers():
+    """Two relations in two layers each of twenty; subjects are of both."""
+    records, relations, subjects = [], [], []
+    for i in range(8):
+        effect = np.zeros((3, 20))
+        effect[1, [0, 1] if i % 2 else [10, 11]] = 0.5
+        records.append({"span": [0, 1], "mlp": effect.tolist()})
+        relations.append("ab"[i % 2])
+        subjects.append("wxyz"[i // 2])
+    found = task.overlap(records, {"subject": subjects, "relation": relations})
+    assert (found["kind"], found["layers"]) == ("mlp", 2)
+    assert found["relation"]["rsim"] == pytest.approx(1)
+    assert found["subject"]["rsim"] == 0
 
 
 def test_mistakes_are_one_line():
