@@ -68,6 +68,8 @@ ORDER = [
     "locate.lens",
     "locate.memories",
     "locate.specific",
+    "locate.census",
+    "locate.probe",
     "edit.router",
     "edit.record",
     "edit.conflicts",

@@ -24,7 +24,11 @@ def picture(values_TL: np.ndarray, names: Sequence[str], title: str, kind: str, 
     layers = values_TL.shape[1]
     step = max(round(layers / 12), 1)
     columns = [str(i) if i % step == 0 else "" for i in range(layers)]
-    axis = "restored layer" if kind == "hidden" else f"centre of {window} restored layers"
+    axis = (
+        "restored layer"
+        if kind == "hidden" or window == 1
+        else f"centre of {window} restored layers"
+    )
     return plots.heatmap(
         values_TL[::-1], columns, list(names)[::-1], title=title, cell=30 if layers <= 16 else 14,
         colours=COLOURS[kind], axis=axis,
