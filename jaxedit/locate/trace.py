@@ -36,6 +36,8 @@ Kind = Literal["hidden", "mlp", "attn"]
 Sever = Literal["", "mlp", "attn"]
 Rule = Literal["gaussian", "uniform", "covariance"]
 SITES = {"hidden": "resid_post", "mlp": "mlp_out", "attn": "attn_out"}
+# where it is written: what comes out of a layer goes into the next, and the layer need not be run
+WHERE = {"hidden": "resid_pre", "mlp": "mlp_out", "attn": "attn_out"}
 ROWS = 4096  # of a program: more samples of noise are run one after the other
 
 
@@ -52,7 +54,7 @@ class Traced(NamedTuple):
 class Runs:
     """What is needed of the clean and of the noisy run."""
 
-    clean: Array  # [L, 1, T, D] at the site that is restored
+    clean: Array  # [L, 1, T, D] at the place that is restored
     noisy: Array  # [L, n, T, D] before each layer
     severed: Array | None  # [L, n, T, D] at the site that is held
     cache: Cache
@@ -107,6 +109,9 @@ def trace(
             share = len(part) / n
             low += share * float(found.low_n.mean())
             scores[:first] += share * float(found.low_n.mean())
+            if kind == "hidden":  # after the last layer only the last column is looked at
+                scores[first:-1, -1] += share * float(found.low_n.mean())
+                scores[-1:, -1] += share * float(found.high) * (first < T + pad)
             for begin in range(first // together * together, T + pad, together):
                 got = cells(
                     params,
@@ -121,7 +126,8 @@ def trace(
                     groups,
                 )
                 at = slice(max(begin, first), begin + together)
-                scores[at] += share * np.asarray(got)[at.start - begin :]
+                got = np.asarray(got)[at.start - begin :]
+                scores[at, : got.shape[1]] += share * got
     return Traced(scores[pad:], low, float(found.high), int(found.answer))
 
 
@@ -142,7 +148,7 @@ def noisy(
     """The clean run, and the noisy ones."""
     n, T, _ = noise_nTD.shape
     last = lambda rows: jnp.full((rows, 1), T - 1)
-    clean = forward(params, tokens_T[None], cfg, pos_BT=pos_T[None], reads={SITES[kind]: None},
+    clean = forward(params, tokens_T[None], cfg, pos_BT=pos_T[None], reads={WHERE[kind]: None},
                     logits_at=last(1))  # fmt: skip
     p_V = jax.nn.softmax(clean.logits[0, 0])
     answer = jnp.where(answer < 0, p_V.argmax(), answer)
@@ -155,7 +161,7 @@ def noisy(
     low_n = jax.nn.softmax(out.logits[:, 0])[:, answer]
     held = out.reads[SITES[sever]] if sever else None
     before = out.reads["resid_pre"]
-    return Runs(clean.reads[SITES[kind]], before, held, out.cache, answer, p_V[answer], low_n)
+    return Runs(clean.reads[WHERE[kind]], before, held, out.cache, answer, p_V[answer], low_n)
 
 
 @partial(jax.jit, static_argnames=("cfg", "begin", "kind", "window", "sever", "together", "groups"))
@@ -163,10 +169,15 @@ def cells(
     params: Params, runs: Runs, pos_T: Array, cfg: ModelConfig, begin: int, kind: str, window: int,
     sever: str, together: int, groups: int,
 ) -> Array:  # fmt: skip
-    """Scores [together, L] of the states of the columns from `begin` on."""
+    """Scores [together, L] of the states of the columns from `begin` on; of what comes out of
+    layers [together, L - 1].
+    """
     L, n, T, D = runs.noisy.shape
     S, W = T - begin, min(together, T - begin)
-    span = [reach(layer, window, L) for layer in range(L)]
+    if kind == "hidden":
+        span = [(layer + 1, layer + 2) for layer in range(L - 1)]
+    else:
+        span = [reach(layer, window, L) for layer in range(L)]
     ends = [round(L * (g + 1) / groups) for g in range(groups)]
     x_lWnSD = jnp.zeros((0, W, n, S, D), runs.noisy.dtype)
     start = 0
@@ -175,6 +186,9 @@ def cells(
             continue
         came = len(x_lWnSD)
         joined = sum(first < stop for first, _ in span)
+        if not joined:
+            start = stop
+            continue
         fresh = jnp.broadcast_to(runs.noisy[start, :, begin:], (joined - came, W, n, S, D))
         x_lWnSD = jnp.concatenate([x_lWnSD, fresh])
         layer = jnp.arange(start, stop)[:, None]
@@ -185,7 +199,7 @@ def cells(
         wide = lambda x, every=every: jnp.broadcast_to(x, (len(x), *every, *x.shape[4:]))
         rows = lambda x: x.reshape(len(x), -1, *x.shape[4:])
         mask = rows(wide(inside[:, :, None, None, None] & here[:, None]))
-        writes: dict[str, Any] = {SITES[kind]: (Write(mask, runs.clean[start:stop, :, begin:]),)}
+        writes: dict[str, Any] = {WHERE[kind]: (Write(mask, runs.clean[start:stop, :, begin:]),)}
         if runs.severed is not None:
             hold = rows(wide(jnp.broadcast_to(here[:, None], (stop - start, 1, W, 1, S))))
             value = rows(wide(runs.severed[start:stop, None, None, :, begin:]))
@@ -200,7 +214,7 @@ def cells(
         x_lWnSD = x_BSD.reshape(joined, W, n, S, D)
         start = stop
     logits = unembed(params, x_lWnSD[:, :, :, -1].reshape(1, -1, D), cfg)[0]
-    p = jax.nn.softmax(logits)[:, runs.answer].reshape(L, W, n)
+    p = jax.nn.softmax(logits)[:, runs.answer].reshape(len(span), W, n)
     return p.mean(-1).T
 
 
