@@ -5,9 +5,9 @@
     python benchmarks/trace.py gpu [SHAPE]      seconds per prompt at GPT-2-XL's shape, bfloat16
 
 Ours runs the states of two neighbouring tokens in one program, as tracing does by itself; "apart":
-those of each token, twice the programs and less work. One state at a time is the authors' way in the same JAX, jitted: the noisy rows in one batch, whole
-rows, all layers, logits at every position. Its time is that of some states, times how many there
-are.
+those of each token, twice the programs and less work. One state at a time is the authors' way in
+the same JAX, jitted: the noisy rows in one batch, whole rows, all layers, logits at every position.
+Its time is that of some states, times how many there are.
 """
 
 import sys
