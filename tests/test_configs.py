@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxedit import settings
+from jaxedit.bounds.bits import BitsConfig
 from jaxedit.bounds.certificate import BoundConfig
 from jaxedit.bounds.fit import SubspaceTask
 from jaxedit.bounds.sweep import SweepConfig, configs
@@ -26,7 +27,7 @@ LOADED = {spec: settings.load(spec)[0] for spec in ALL}
 of = lambda kind: [spec for spec, cfg in LOADED.items() if isinstance(cfg, kind)]
 TRAIN, EDIT, EVALUATE, ABILITY = map(of, (TrainConfig, EditTask, EvaluateTask, AbilityTask))
 BOUND, SWEEP, TRACE = map(of, (BoundConfig, SweepConfig, TraceTask))
-COMPARE = of(CompareTask)
+COMPARE, BITS = of(CompareTask), of(BitsConfig)
 EDITOR = [spec for spec in TRAIN if isinstance(LOADED[spec].task, EditorConfig)]
 SUBSPACE = [spec for spec in TRAIN if isinstance(LOADED[spec].task, SubspaceTask)]
 LANGUAGE = [spec for spec in TRAIN if spec not in EDITOR + SUBSPACE]
@@ -101,6 +102,12 @@ def test_a_preset_of_tracing_loads_and_can_be_changed(spec):
     assert (changed.facts, changed.kinds, changed.limit) == ("a.jsonl", ("mlp", "attn"), 3)
 
 
+@pytest.mark.parametrize("spec", BITS, ids=short)
+def test_a_preset_of_bits_loads_and_can_be_changed(spec):
+    changed = settings.override(LOADED[spec], ["methods=rome,kn", "bounded=2", "sample.draws=9"])
+    assert (changed.methods, changed.bounded, changed.sample.draws) == (("rome", "kn"), 2, 9)
+
+
 @pytest.mark.parametrize("spec", COMPARE, ids=short)
 def test_a_preset_of_neurons_loads_and_can_be_changed(spec):
     changed = settings.override(LOADED[spec], ["facts=pararel:x", "finders=kn,random", "ks=7,"])
@@ -118,7 +125,7 @@ def test_every_variant_of_a_sweep_is_a_config(spec):
     assert len({repr(one) for one in made.values()}) == len(made)
 
 
-KINDS = (TRAIN, EDIT, EVALUATE, ABILITY, BOUND, SWEEP, TRACE, COMPARE)
+KINDS = (TRAIN, EDIT, EVALUATE, ABILITY, BOUND, SWEEP, TRACE, COMPARE, BITS)
 
 
 def test_every_preset_is_of_some_command():

@@ -156,6 +156,8 @@ ORDER = [
     "bounds.claims",
     "bounds.certificate",
     "bounds.sweep",
+    "bounds.message",
+    "bounds.bits",
     "report.plots",
     "report.names",
     "report.charts",

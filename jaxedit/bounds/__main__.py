@@ -14,7 +14,7 @@ from jaxedit.progress import Meter, is_first
 
 
 def main() -> int:
-    from jaxedit.bounds import sweep
+    from jaxedit.bounds import bits, sweep
     from jaxedit.bounds.certificate import BoundConfig, run
     from jaxedit.report import bounds
 
@@ -26,9 +26,15 @@ def main() -> int:
             print(bounds.table(made))
             wrote(bounds.several(made, Path(cfg.workdir), cfg.across))
         return 0
+    settings.dump(cfg, cfg.workdir)
+    if isinstance(cfg, bits.BitsConfig):
+        found = bits.run(cfg, Meter("describing", "edits"))
+        if is_first():
+            print(bounds.edits(found))
+            wrote(bounds.by_method(found, Path(cfg.workdir)))
+        return 0
     if not isinstance(cfg, BoundConfig):
         raise ValueError(f"config() returned a {type(cfg).__name__}; bounds take a BoundConfig")
-    settings.dump(cfg, cfg.workdir)
     one = run(cfg, Meter)
     if is_first():
         print(bounds.words(one))

@@ -103,6 +103,36 @@ def several(made: Mapping[str, Made], folder: Path, across: str = "") -> list[Pa
     return save(drawn, folder, "bounds")
 
 
+def edits(made: Made) -> str:
+    """What each method's edits take, and what they do to the bound."""
+    before = made["before"]
+    rows = [["", "edits", "bytes", "least", "most", "as they are", "risk", "bound"]]
+    for method, one in made["methods"].items():
+        row = [method, f"{one['described']} of {one['edits']}"]
+        if one["described"]:
+            row += [f"{one[k]:,.0f}" for k in ("bytes", "least", "most", "raw")]
+            row += [f"{one[k]:+.4f}" if k in one else "" for k in ("risk", "bound")]
+        rows.append([*row, *[""] * (len(rows[0]) - len(row))])
+    return (
+        f"bits per token of {made['model']} before any edit: {before['risk']:.4f}, at most "
+        f"{before['bound']:.4f} (n = {made['n']:,} of m = {made['m']:,} documents, "
+        f"{made['theorem']}; without knowledge {before['vacuous']:.3f})\n"
+        "the shortest file of an edit that still says its target, and what the edit adds:\n"
+        + columns(rows)
+    )
+
+
+def by_method(made: Made, folder: Path) -> list[Path]:
+    """The length of a file beside that of the edit's arrays."""
+    some = {m: one for m, one in made["methods"].items() if one["described"]}
+    if not some:
+        return []
+    share = [exact(one["bytes"] / one["raw"]) for one in some.values()]
+    names = [f"{m}, {one['bytes']:,.0f} bytes" for m, one in some.items()]
+    title = "An edit's file, of its arrays in float32"
+    return save(charts.bars(names, ["file"], [share], title=title), folder, "bits")
+
+
 def by_alpha(made: Made, folder: Path) -> list[Path]:
     """How the bound and the risk depend on alpha."""
     some = made["claims"]["bits"]["alphas"]
