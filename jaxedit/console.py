@@ -174,14 +174,22 @@ def data(argv: Sequence[str]) -> None:
 
 
 def bound(argv: Sequence[str]) -> int:
-    """`jaxedit bound verify CERTIFICATE`."""
+    """`jaxedit bound verify CERTIFICATE`, also show, and export FOLDER: the model itself."""
     ap = cli.Parser("jaxedit bound", description="certificates that python -m jaxedit.bounds makes")
-    ap.add_argument("action", choices=("verify", "show"))
+    ap.add_argument("action", choices=("verify", "show", "export"))
     ap.add_argument("certificate", type=Path, help="certificate.json, or its folder")
+    ap.add_argument("--out", type=Path, help="export: the Hugging Face folder to write")
     args = ap.parse_args(argv)
-    from jaxedit.bounds.certificate import read, verify
+    if (args.action == "export") != bool(args.out):
+        raise ValueError("export writes a model to --out FOLDER; the others have no --out")
+    from jaxedit.bounds.certificate import certified, read, verify
+    from jaxedit.hf.save import save
     from jaxedit.report import bounds
 
+    if args.action == "export":
+        save(certified(args.certificate), args.out)
+        print(f"wrote {args.out}")
+        return 0
     if args.action == "show":
         print(bounds.words(read(args.certificate)[0]))
         return 0

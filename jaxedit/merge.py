@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from jaxedit.base import Array, Delta, Deltas, Dense, Params, chain
 from jaxedit.delta import check, count_rows, drop_missing, product, single
+from jaxedit.models.config import ModelConfig
 from jaxedit.sharding import on_mesh_of
 
 
@@ -92,6 +93,11 @@ def _unmerge(weights: dict[str, Array], kept: dict[str, tuple[Kept, ...]]) -> di
 def _touched(params: Params, deltas: Mapping[str, Any]) -> dict[str, Array]:
     """The weights that deltas (or kept weights) belong to, by path; refuses what does not fit."""
     flat = traverse_util.flatten_dict(params, sep="/")
+    if "head" in deltas and leaf("head") not in flat:
+        raise ValueError(
+            "delta 'head': the head of this model is its embedding table; merge.untie gives it one "
+            "of its own"
+        )
     weights = {path: flat[leaf(path)] for path in deltas if leaf(path) in flat}
     shapes = {path: w.shape for path, w in weights.items()}
     depth = next((s[0] for path, s in shapes.items() if "/" in path), 0)
@@ -117,6 +123,17 @@ def _put(params: Params, old: dict[str, Array], new: dict[str, Array]) -> Params
         # (device_put onto a single device would also bind the weight to it)
         flat[leaf(path)] = jax.device_put(w, where) if isinstance(where, NamedSharding) else w
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def untie(params: Params, cfg: ModelConfig) -> tuple[Params, ModelConfig]:
+    """A head of its own for a model whose head is its embedding table, so that a change of the head
+    alone can be merged.
+    """
+    if not cfg.tied:
+        return params, cfg
+    with on_mesh_of(params):
+        head = {"w": params["embed"]["w"].T}
+    return {**params, "head": head}, cfg.replace(tied=False)
 
 
 def leaf(path: str) -> str:

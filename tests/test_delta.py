@@ -62,7 +62,7 @@ def same_bits(x, y):
 @pytest.mark.parametrize("layers", [None, [2, 0]], ids=["all", "some"])
 @pytest.mark.parametrize("cfg", CFGS.values(), ids=CFGS)
 def test_merged_equals_live_for_every_matrix(cfg, layers, form):
-    params = model(cfg)
+    params, cfg = merge.untie(model(cfg), cfg)
     base = logits(params, cfg)
     paths = matrices(cfg)
     at = lambda path: layers if "/" in path else None
@@ -419,3 +419,22 @@ def test_misfits_are_named():
         with pytest.raises(ValueError, match=told if "dwon" not in told else "mlp"):
             merge.apply(params, deltas)
     delta.check({"mlp/down": LowRank(a, b, jnp.array([-1]))}, matrices(LLAMA), LLAMA.layers)
+
+
+def test_the_head_of_a_tied_model_is_changed_alone_and_merged_into_one_of_its_own():
+    cfg = SHAPES["tiny-gpt2"]
+    assert cfg.tied
+    params = model(cfg)
+    change = {"head": low_rank(3, cfg, "head")}
+    tokens = jnp.array([[3, 9, 27, 5]])
+    plain, changed = (forward(params, tokens, cfg, deltas=d, reads={"embed": None})
+                      for d in ({}, change))  # fmt: skip
+    np.testing.assert_array_equal(plain.reads["embed"], changed.reads["embed"])
+    assert float(jnp.abs(plain.logits - changed.logits).max()) > 1e-3
+    with pytest.raises(ValueError, match=r"merge\.untie gives it one of its own"):
+        merge.apply(params, change)
+    own, untied = merge.untie(params, cfg)
+    np.testing.assert_allclose(forward(own, tokens, untied).logits, plain.logits, atol=1e-6)
+    merged = forward(merge.apply(own, change), tokens, untied)
+    np.testing.assert_allclose(merged.logits, changed.logits, atol=1e-5)
+    assert merge.untie(own, untied) == (own, untied)

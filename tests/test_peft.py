@@ -107,6 +107,7 @@ def test_what_cannot_be_exported_says_why(tmp_path):
         (LLAMA, {"mlp/down": delta.scale({"x": d}, 0)["x"]}, "change nothing"),
         (LLAMA, {}, "change nothing"),
         (GPT2, {"mlp/gate": d}, "mlp/gate"),
+        (GPT2, {"head": low_rank(1, GPT2, "head", [])}, "'head' is not exported"),
     ]
     for cfg, deltas, told in bad:
         with pytest.raises(ValueError, match=told) as error:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxedit import settings, tensorfile
+from jaxedit import merge, settings, tensorfile
 from jaxedit.base import VERSION
 from jaxedit.bounds import fit, quantize, risk
 from jaxedit.bounds.claims import THEOREMS, ClaimConfig, Seen, beside, chosen, claims, parted
@@ -37,6 +37,7 @@ from jaxedit.bounds.family import hypothesis as rounded
 from jaxedit.bounds.fit import FitConfig, SubspaceTask
 from jaxedit.bounds.sample import Sample, SampleConfig, load
 from jaxedit.checksum import checksum
+from jaxedit.models.config import Model
 from jaxedit.progress import Progress, quiet
 from jaxedit.train import loop
 
@@ -202,6 +203,42 @@ def put(file: Path, data: bytes) -> None:
     os.replace(part, file)
 
 
+def certified(file: str | Path) -> Model:
+    """The model that a certificate speaks about, from its bytes: the weights that were evaluated,
+    with a head of its own where only the head of a tied one was changed.
+    """
+    stated, file = read(file)
+    cfg, data = config_of(stated, file), bytes_of(stated, file)
+    found = family(cfg.family)
+    one = decode(data, cfg.family, cfg.choices, found.space.dim, cfg.round.levels)
+    params, deltas = place(found, one)
+    base = found.base._replace(params=params)
+    if deltas is None:
+        return base
+    if "head" in deltas:
+        params, model = merge.untie(params, base.cfg)
+        base = base._replace(params=params, cfg=model)
+    return base._replace(params=merge.apply(base.params, deltas))
+
+
+def config_of(stated: dict[str, Any], file: Path) -> BoundConfig:
+    try:
+        return settings.restore(BoundConfig, stated["config"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is of another version of jaxedit ({error})") from None
+
+
+def bytes_of(stated: dict[str, Any], file: Path) -> bytes:
+    data = file.with_name(CODE).read_bytes()
+    same(stated, file, "hypothesis", hashlib.sha256(data).hexdigest())
+    return data
+
+
+def same(stated: dict[str, Any], file: Path, name: str, have: str) -> None:
+    if stated["sha256"][name] != have:
+        raise ValueError(f"{file}: the {name} is another than the one that was certified")
+
+
 class Difference(NamedTuple):
     what: str
     stated: float
@@ -231,17 +268,10 @@ def verify(
     Returns the new certificate, and what differs from the old one by more than 1e-9.
     """
     stated, file = read(file)
-    try:
-        cfg = settings.restore(BoundConfig, stated["config"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is of another version of jaxedit ({error})") from None
-    data = file.with_name(CODE).read_bytes()
+    cfg, data = config_of(stated, file), bytes_of(stated, file)
     found = family(cfg.family)
     sample = load(cfg.sample, found.base.tokenizer, meters("tokenising", "bytes"))
-    for name, have in (("hypothesis", hashlib.sha256(data).hexdigest()),
-                       ("sample", sample.digest())):  # fmt: skip
-        if stated["sha256"][name] != have:
-            raise ValueError(f"{file}: the {name} is another than the one that was certified")
+    same(stated, file, "sample", sample.digest())
     again = certify_file(cfg, found, sample, data, meters)
     return again, differences(stated, again)
 

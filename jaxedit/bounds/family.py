@@ -103,7 +103,7 @@ def first(cfg: LoraConfig, model: ModelConfig, seed: int) -> dict[str, LowRank]:
     """As published: a uniform up to one over the root of the inputs, b zero. A tied head has
     factors of its own, which the embedding does not see.
     """
-    sizes = matrices(model) | {"head": (model.embed, model.vocab)}
+    sizes = matrices(model)
     check_names("target", dict.fromkeys(cfg.targets), sizes, model)
     out = {}
     for i, name in enumerate(cfg.targets):

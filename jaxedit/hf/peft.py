@@ -46,6 +46,11 @@ def export(
     """
     deltas = delta.single(deltas)
     delta.check(deltas, matrices(cfg), cfg.layers)
+    if cfg.tied and "head" in deltas:
+        raise ValueError(
+            "delta 'head' is not exported: the head of this model is its embedding table; merge it "
+            "(merge.untie, merge.apply) and save the model instead"
+        )
     layered = {path: to_layers(path, d) for path, d in deltas.items()}
     modules: dict[str, Factors] = {}
     conv = False

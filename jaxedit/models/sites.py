@@ -46,13 +46,15 @@ def sites(cfg: ModelConfig) -> dict[str, int]:
 
 
 def matrices(cfg: ModelConfig) -> dict[str, tuple[int, int]]:
-    """The weights that a delta may change: path -> (in, out)."""
+    """The weights that a delta may change: path -> (in, out). "head" also where it is the table of
+    embeddings: a change of it alone, which the embeddings do not see.
+    """
     D, F, H = cfg.embed, cfg.mlp, cfg.head_dim
     n, k = cfg.heads * H, cfg.kv_heads * H
     out = {"attn/q": (D, n), "attn/k": (D, k), "attn/v": (D, k), "attn/o": (n, D)}
     out |= {"mlp/gate": (D, F)} if cfg.gated else {}
     out |= {"mlp/up": (D, F), "mlp/down": (F, D), "embed": (cfg.vocab, D)}
-    return out | ({} if cfg.tied else {"head": (D, cfg.vocab)})
+    return out | {"head": (D, cfg.vocab)}
 
 
 def check_names(

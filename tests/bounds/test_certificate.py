@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxedit.bounds import baselines, certificate, fit, sweep
+import jaxedit
+from jaxedit.bounds import baselines, certificate, fit, risk, sweep
 from jaxedit.bounds.certificate import BoundConfig, RoundConfig, run, verify
 from jaxedit.bounds.claims import ClaimConfig
 from jaxedit.bounds.code import Decoder, get_counts, get_symbols
@@ -51,6 +52,27 @@ def setting(tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(setting):
     return run(setting[1])
+
+
+def test_the_certified_model_is_a_model(setting, made, tmp_path, capsys):
+    """Written as a Hugging Face folder, it loses on the sample what the certificate says. Its head
+    was changed alone, so the one that it shared with the embeddings is now its own.
+    """
+    cfg = setting[1]
+    assert bound(["export", cfg.workdir, "--out", str(tmp_path / "model")]) == 0
+    loaded = jaxedit.load(tmp_path / "model", dtype="float32")
+    assert MODEL.tied
+    assert not loaded.cfg.tied
+    sample = load(cfg.sample, loaded.tokenizer)
+    some = sample.subsample(cfg.claim.evaluated, cfg.claim.seed)
+    found = risk.read(loaded.params, None, loaded.cfg, sample, some, cfg.claim.read)
+    bits = made["claims"]["bits"]
+    shown = risk.losses(found, bits["alpha"], sample.vocab).mean()
+    assert shown == pytest.approx(bits["risk"], abs=1e-4)
+    with pytest.raises(ValueError, match="export writes a model to --out FOLDER"):
+        bound(["export", cfg.workdir])
+    with pytest.raises(ValueError, match="the others have no --out"):
+        bound(["show", cfg.workdir, "--out", "x"])
 
 
 def test_the_certificate_holds_and_says_something(setting, made):
