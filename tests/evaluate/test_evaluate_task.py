@@ -173,16 +173,45 @@ def test_places_of_a_sequence():
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(whole, tmp_path):
-    """Real kills of the command, at random moments of its work."""
-    config = tmp_path / "cfg.py"
-    config.write_text(
+def test_a_job_of_two_processes_finds_what_one_finds(whole, tmp_path):
+    """The command on a mesh that no process has all of: one file of records, the same scores."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_processes import run_both
+
+    folder = tmp_path / "two"
+    command = ("-m", "jaxedit.evaluate", "--config", str(config(tmp_path)), "--set",
+               f"workdir={folder}", "mesh.data=2", "mesh.tensor=2")  # fmt: skip
+    first, second = run_both(tmp_path, *command, JAXEDIT_DISTRIBUTED="1")
+    assert "edit_success/exact" in first
+    assert "edit_success/exact" not in second  # one process speaks
+    _, *one = lines(whole / "cases.jsonl")
+    _, *two = lines(folder / "cases.jsonl")
+    assert [r["place"] for r in two] == [r["place"] for r in one]
+    for a, b in zip(one, two, strict=True):
+        assert a["scores"] == pytest.approx(b["scores"], abs=1e-3)
+    means = lambda f: json.loads((f / "summary.json").read_text())["metrics"]
+    assert {k: v["n"] for k, v in means(folder).items()} == {
+        k: v["n"] for k, v in means(whole).items()
+    }
+
+
+def config(folder):
+    """A config file that is the tests' own."""
+    file = folder / "cfg.py"
+    file.write_text(
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_evaluate_task import BASE\n\ndef config():\n    return BASE\n"
     )
+    return file
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(whole, tmp_path):
+    """Real kills of the command, at random moments of its work."""
+    file = config(tmp_path)
 
     def command(folder):
-        return [sys.executable, "-m", "jaxedit.evaluate", "--config", str(config), "--set",
+        return [sys.executable, "-m", "jaxedit.evaluate", "--config", str(file), "--set",
                 f"workdir={folder}", "data=world:tiny:0:24", "chunk=1"]  # fmt: skip
 
     quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
