@@ -10,7 +10,7 @@ from families import write_model
 from small_models import planted, rows
 
 import jaxedit
-from jaxedit.locate import attribution
+from jaxedit.locate import attribution, direct
 from jaxedit.models.layers import norm
 
 TOKENS, POS = rows([[5, 17, 42, 8, 61, 30], [9, 3, 7]])
@@ -93,11 +93,11 @@ def test_few_exact_ones_are_those_of_all(loaded):
 def test_what_heads_bring_from_every_source_adds_up_to_what_attention_does(loaded):
     name, m = loaded
     cfg = m.cfg
-    run = attribution.observe(m.params, TOKENS, POS, None, cfg, {})
-    weight = attribution.patterns(m.params, TOKENS, POS, cfg, run.attn_out)
+    run = direct.observe(m.params, TOKENS, POS, None, cfg, {})
+    weight = direct.patterns(m.params, TOKENS, POS, cfg, run.attn_out)
     np.testing.assert_allclose(weight.sum(-1), 1, atol=1e-5)
     assert float(jnp.abs(weight[:, 1, :, :3]).max()) < 1e-6  # padding is not attended to
-    sub = attribution.subvalues(run.value, weight, cfg)
+    sub = direct.subvalues(run.value, weight, cfg)
     z = jaxedit.forward(m.params, TOKENS, cfg, pos_BT=POS, reads={"attn_z": None}).reads["attn_z"]
     want = z[:, :, -1].reshape(sub.shape[:4])
     np.testing.assert_allclose(sub.sum(-1), want, atol=1e-4, err_msg=name)
@@ -107,8 +107,8 @@ def test_long_prompts_are_read_in_parts(loaded):
     """More columns than a head has numbers."""
     name, m = loaded
     tokens, pos = rows([np.arange(1, 2 * m.cfg.head_dim + 4)])
-    run = attribution.observe(m.params, tokens, pos, None, m.cfg, {})
-    weight = attribution.patterns(m.params, tokens, pos, m.cfg, run.attn_out)
+    run = direct.observe(m.params, tokens, pos, None, m.cfg, {})
+    weight = direct.patterns(m.params, tokens, pos, m.cfg, run.attn_out)
     assert weight.shape[-1] == tokens.shape[1]
     np.testing.assert_allclose(weight.sum(-1), 1, atol=1e-5, err_msg=name)
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxedit
 from jaxedit.data.cases import Fact
-from jaxedit.locate import compare, explain
+from jaxedit.locate import compare, explain, facts
 from jaxedit.locate.compare import GROUPS, CompareTask
 from jaxedit.locating import main
 from jaxedit.report import neurons as report
@@ -64,7 +64,7 @@ def test_it_is_told_and_drawn(made, tmp_path):
 
 
 def test_unrelated_facts_have_other_answers_and_wordings_are_kept_apart():
-    asked, _ = compare.facts(CFG)
+    asked, _ = facts.facts(CFG.facts)
     assert len(asked) == 12
     for i, fact in enumerate(asked):
         assert not set(fact.found_in) & set(fact.others)
@@ -80,7 +80,7 @@ def test_unrelated_facts_have_other_answers_and_wordings_are_kept_apart():
 
 def test_facts_of_a_dataset_need_two_wordings():
     rich = Fact("0", "{} is in", "A", ("B",), "r", ("{} lies in", "One finds {} in"))
-    made, skipped = compare.of_facts([rich, Fact("1", "{} is in", "A", ("B",))], 3)
+    made, skipped = facts.of_facts([rich, Fact("1", "{} is in", "A", ("B",))], 3)
     assert made[0].found_in == (("A is in", "B"),)
     assert made[0].others == (("A lies in", "B"), ("One finds A in", "B"))
     assert skipped[0].reason == "one wording only: none is left to be asked"
