@@ -23,7 +23,7 @@ from jaxedit.bounds.quantize import half, snap
 from jaxedit.bounds.sample import Sample, SampleConfig, load
 from jaxedit.progress import Progress, quiet
 from jaxedit.train.loop import LoopConfig, Task
-from jaxedit.train.loss import next_token
+from jaxedit.train.loss import next_token, over_parts
 from jaxedit.train.optimizer import OptimizerConfig, adamw, learning_rate
 
 FILE = "w.safetensors"
@@ -97,16 +97,11 @@ def task(
         expand = lambda trained: families.moved(space, theta0, rounded(trained))
         theta, pull = jax.vjp(expand, state["trained"])
 
-        def one(sums: Any, rows: Mapping[str, Array]) -> tuple[Any, None]:
-            (value, count), grads = jax.value_and_grad(loss, has_aux=True)(theta, params, rows)
-            return jax.tree.map(jnp.add, sums, (value, count, grads)), None
-
-        zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, theta))
-        (value, count, grads), _ = jax.lax.scan(one, zero, batch)
-        (grads,) = pull(jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads))
+        value, grads = over_parts(lambda t, rows: loss(t, params, rows), theta, batch)
+        (grads,) = pull(grads)
         changes, memory = optimizer.update(grads, state["optimizer"], state["trained"])
         metrics = {
-            "loss": value / jnp.maximum(count, 1),
+            "loss": value,
             "grad_norm": optax.tree.norm(grads),
             "lr": rate(state["step"]),
         }

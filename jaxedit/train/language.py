@@ -32,7 +32,7 @@ from jaxedit.progress import Progress, is_first, quiet
 from jaxedit.settings import Dtype
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
 from jaxedit.train.loop import Task
-from jaxedit.train.loss import next_token
+from jaxedit.train.loss import next_token, over_parts
 from jaxedit.train.optimizer import OptimizerConfig, adamw, learning_rate
 
 MADE: dict[str, Callable[[], Any]] = {  # tokenizers that are made, not read
@@ -176,19 +176,10 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: Any, base: Any, batch: Mapping[str, Array]) -> tuple[Any, dict]:
-        def one(sums: Any, part: Mapping[str, Array]) -> tuple[Any, None]:
-            (loss, count), grads = jax.value_and_grad(losses, has_aux=True)(
-                state["trained"], base, part
-            )
-            return jax.tree.map(jnp.add, sums, (loss, count, grads)), None
-
-        zero = jax.tree.map(jnp.zeros_like, state["trained"])
-        sums, _ = jax.lax.scan(one, (jnp.float32(0), jnp.float32(0), zero), batch)
-        loss, count, grads = sums
-        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
+        loss, grads = over_parts(lambda t, part: losses(t, base, part), state["trained"], batch)
         changes, opt = optimizer.update(grads, state["optimizer"], state["trained"])
         metrics = {
-            "loss": loss / jnp.maximum(count, 1),
+            "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "lr": rate(state["step"]),
         }

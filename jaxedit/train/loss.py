@@ -1,5 +1,6 @@
 """The loss of a language model, without ever holding all logits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,6 +41,23 @@ def next_token(
         )
         total = cross_entropy(params, x_BTD, next_BT, counts_BT, cfg, deltas)
         return total, counts_BT.sum(dtype=jnp.float32)
+
+
+def over_parts(
+    loss: Callable[[Any, Any], tuple[Array, Array]], trained: Any, parts: Any
+) -> tuple[Array, Any]:
+    """The mean over all that the parts of a batch (leaves lead with them) count, and its gradient:
+    loss(trained, part) is a sum and how many it is of.
+    """
+
+    def one(sums: Any, part: Any) -> tuple[Any, None]:
+        (value, count), grads = jax.value_and_grad(loss, has_aux=True)(trained, part)
+        return jax.tree.map(jnp.add, sums, (value, count, grads)), None
+
+    zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+    (value, count, grads), _ = jax.lax.scan(one, zero, parts)
+    mean = lambda x: x / jnp.maximum(count, 1)
+    return mean(value), jax.tree.map(mean, grads)
 
 
 def cross_entropy(
