@@ -1,5 +1,7 @@
 """Reads, writes and deltas on two tiny random models that differ in all that architectures do."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jaxedit.models.sites import matrices, sites
 from jaxedit.models.specs import flatten
 from jaxedit.models.transformer import _forward, init_cache, run_blocks
 from jaxedit.models.vocabulary import embed, unembed
+from jaxedit.train.loss import next_token
 
 B, T = 3, 9
 TOKENS = jnp.asarray(np.random.RandomState(0).randint(0, 96, (B, T)))
@@ -291,3 +294,31 @@ def test_init_depends_on_the_key_and_the_path_alone():
         for a, b in zip(flatten(one).values(), flatten(other).values(), strict=True)
     ]
     assert sum(same) == 3  # the norms start at one
+
+
+def products(jaxpr, found):
+    """The dtypes of both factors of every product, in inner programs too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            found.append(tuple(v.aval.dtype.name for v in eqn.invars))
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
+                products(getattr(inner, "jaxpr", inner), found)
+    return found
+
+
+@pytest.mark.parametrize("shape", ["tiny-gpt2", "tiny-llama"])
+def test_products_of_a_training_step_are_in_the_compute_dtype(shape):
+    """Those over the vocabulary too, whose cotangent is float32; and the gradient is the same."""
+    cfg = SHAPES[shape].replace(dtype="bfloat16", attention="einsum")
+    params = init(jax.random.key(0), cfg)
+    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, cfg.vocab)
+    loss = lambda params, cfg: next_token(params, tokens, cfg)[0]
+    found = products(jax.make_jaxpr(jax.grad(partial(loss, cfg=cfg)))(params).jaxpr, [])
+    head = 3  # the product, and the two of its gradient
+    assert len(found) > 10 + head
+    assert [d for d in found if "float32" in d] == []
+    low, high = (jax.grad(loss)(params, c) for c in (cfg, cfg.replace(dtype="float32")))
+    for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(high), strict=True):
+        size = float(jnp.abs(b).max())
+        assert float(jnp.abs(a - b).max()) < 0.05 * size + 1e-3

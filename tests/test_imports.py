@@ -21,6 +21,7 @@ ORDER = [
     "models.shapes",
     "models.specs",
     "models.sites",
+    "models.products",
     "models.attention",
     "models.layers",
     "models.vocabulary",

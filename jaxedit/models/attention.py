@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu import flash_attention as tpu
 from jaxedit import sharding
 from jaxedit.base import Array
 from jaxedit.models.config import ModelConfig
+from jaxedit.models.products import wide
 
 KERNELS = ("auto", "einsum", "cudnn", "flash")
 
@@ -51,8 +52,8 @@ def attend(
     K = k_BKSH.shape[1]
     # heads before time: one plain matrix product per row and head, which every backend does well
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    f32 = jnp.float32
-    s_BKGTS = jnp.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH, preferred_element_type=f32) * scale
+    scores = lambda q, k, dtype: jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=dtype)
+    s_BKGTS = wide(scores, q_BKGTH, k_BKSH) * scale
     if cfg.attn_softcap:
         s_BKGTS = cfg.attn_softcap * jnp.tanh(s_BKGTS / cfg.attn_softcap)
     w_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], s_BKGTS, -1e30), -1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxedit.base import Array, Deltas, Params, chains
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.layers import norm, softcap, times_turned
+from jaxedit.models.products import wide
 from jaxedit.sharding import constrain
 
 
@@ -65,14 +66,11 @@ def unembed(
 def head(params: Params, x_BTD: Array, cfg: ModelConfig, *, deltas: Deltas | None = None) -> Array:
     """Logits of what is normed already."""
     f32 = jnp.float32
-    if cfg.tied:
-        logits_BTV = times_turned(x_BTD, params["embed"]["w"].astype(x_BTD.dtype), f32)
-    elif "wt" in params["head"]:
-        logits_BTV = times_turned(x_BTD, params["head"]["wt"].astype(x_BTD.dtype), f32)
+    if cfg.tied or "wt" in params["head"]:
+        w = params["embed"]["w"] if cfg.tied else params["head"]["wt"]
+        logits_BTV = wide(times_turned, x_BTD, w.astype(x_BTD.dtype))
     else:
-        logits_BTV = jnp.matmul(
-            x_BTD, params["head"]["w"].astype(x_BTD.dtype), preferred_element_type=f32
-        )
+        logits_BTV = wide(times, x_BTD, params["head"]["w"].astype(x_BTD.dtype))
     if not cfg.tied and "b" in params["head"]:
         logits_BTV = logits_BTV + params["head"]["b"].astype(f32)
     changes = chains(deltas)
@@ -82,6 +80,10 @@ def head(params: Params, x_BTD: Array, cfg: ModelConfig, *, deltas: Deltas | Non
     for delta in changes.get("head", ()):
         logits_BTV = logits_BTV + delta(x_BTD).astype(f32)
     return constrain(softcap(logits_BTV, cfg.logit_softcap), "batch", None, "vocab")
+
+
+def times(x_BTI: Array, w_IO: Array, dtype: Any) -> Array:
+    return jnp.matmul(x_BTI, w_IO, preferred_element_type=dtype)
 
 
 def flip(delta: Any) -> Any:
