@@ -123,13 +123,14 @@ def edits(made: Made) -> str:
 
 
 def by_method(made: Made, folder: Path) -> list[Path]:
-    """The length of a file beside that of the edit's arrays."""
+    """How long the methods' files are, as shares of the longest."""
     some = {m: one for m, one in made["methods"].items() if one["described"]}
     if not some:
         return []
-    share = [exact(one["bytes"] / one["raw"]) for one in some.values()]
+    most = max(one["bytes"] for one in some.values())
+    share = [exact(one["bytes"] / most) for one in some.values()]
     names = [f"{m}, {one['bytes']:,.0f} bytes" for m, one in some.items()]
-    title = "An edit's file, of its arrays in float32"
+    title = "An edit's file, of the longest method's"
     return save(charts.bars(names, ["file"], [share], title=title), folder, "bits")
 
 
