@@ -4,10 +4,9 @@
                                                 3 minutes
     python benchmarks/trace.py gpu [SHAPE]      seconds per prompt at GPT-2-XL's shape, bfloat16
 
-Ours runs the states of two neighbouring tokens in one program, as tracing does by itself; "apart":
-those of each token, twice the programs and less work. One state at a time is the authors' way in
-the same JAX, jitted: the noisy rows in one batch, whole rows, all layers, logits at every position.
-Its time is that of some states, times how many there are.
+One state at a time is the authors' way in the same JAX, jitted: the noisy rows in one batch, whole
+rows, all layers, logits at every position. Its time is that of some states, times how many there
+are.
 """
 
 import sys
@@ -55,7 +54,6 @@ def cpu() -> None:
     cfg = SHAPES["gpt2-small"].replace(eos_ids=())
     params, tokens, noise = setting(cfg, "float32")
     ours = lambda: trace(params, tokens, noise, cfg).scores_TL
-    apart = lambda: trace(params, tokens, noise, cfg, together=1).scores_TL
     clean = jaxedit.forward(params, jnp.asarray(tokens)[None], cfg, reads={"resid_post": None})
     some = [(token, layer) for token in (0, 5, 11) for layer in (0, 6, 11)]
     given = (params, jnp.asarray(tokens), jnp.asarray(noise, jnp.float32))
@@ -67,13 +65,12 @@ def cpu() -> None:
 
     scores, answer = ours(), int(clean.logits[0, -1].argmax())
     gap = max(abs(float(one(*at)[:, answer].mean()) - scores[at]) for at in some)
-    runs = {"ours": ours, "apart": apart, "each": lambda: [one(*at) for at in some]}
+    runs = {"ours": ours, "each": lambda: [one(*at) for at in some]}
     took = alternate(runs, repeats=3)
     each = took["each"] / len(some) * TOKENS * cfg.layers
     report(
         f"a prompt of {TOKENS} tokens traced, {cfg.layers} layers, {SAMPLES} samples of noise",
-        seconds=took["ours"], tokens_apart=took["apart"], one_at_a_time=each,
-        over_ours=each / took["ours"], over_tokens_apart=each / took["apart"],
+        seconds=took["ours"], one_at_a_time=each, over_ours=each / took["ours"],
         largest_difference=gap,
     )  # fmt: skip
 
