@@ -15,6 +15,7 @@ from jaxedit.data.cases import EditRequest
 from jaxedit.edit.methods import configure
 from jaxedit.edit.runner import run
 from jaxedit.edit.weights.kn import KnConfig, kn
+from jaxedit.locate import neurons
 from jaxedit.locate.knowledge_neurons import attribute
 
 CFG = KnConfig(steps=4)
@@ -68,6 +69,27 @@ def test_scores_are_those_of_the_authors_code(i):
     found, said = scores(arrays[f"gpt2/r{i}/prompt_ids"], answer, site="mlp_pre", points="linspace")
     assert off(found, arrays[f"gpt2/r{i}/attr_steps20"]) < 1e-5
     assert said == answer
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_sets_and_what_switching_them_does_are_those_of_eleutherais_code(i):
+    """Which takes neurons before the nonlinearity; of the refined, those in more than a half."""
+    arrays, about = recorded("knowledge_neurons/gpt2-tiny")
+    golden, params, cfg = about["rows"][i], model().params, model().cfg
+    (answer,) = arrays[f"gpt2/r{i}/target_ids"]
+    ids = [model().tokenizer(p)["input_ids"] for p in (golden["prompt"], *golden["paraphrases"])]
+    found = np.stack([scores(x, answer, site="mlp_pre", points="linspace")[0] for x in ids])
+    coarse = neurons.above(jnp.asarray(found), 0.3)
+    assert np.argwhere(coarse[0]).tolist() == golden["coarse"]
+    refined = neurons.among(coarse, 0.51)
+    assert np.argwhere(refined).tolist() == golden["refined"]
+    tokens, pos = row(ids[0])
+    last = (jnp.arange(tokens.shape[1]) == tokens.shape[1] - 1)[None]
+    for factor, name in ((1.0, "before"), (0.0, "suppress"), (2.0, "enhance")):
+        writes = {"mlp_pre": neurons.times(coarse[:1], factor, last)["mlp_key"]}
+        logits = jaxedit.forward(params, tokens, cfg, pos_BT=pos, writes=writes).logits[0, -1]
+        want = golden["suppress"]["before"] if name == "before" else golden[name]["after"]
+        assert float(jax.nn.softmax(logits)[answer]) == pytest.approx(want["gt_prob"], abs=1e-5)
 
 
 def test_the_score_of_an_answer_of_several_tokens_is_the_mean_over_them():

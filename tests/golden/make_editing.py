@@ -51,6 +51,7 @@ def main(source: str) -> None:
         if Path(f"{source}/{name}.json").exists():
             about = json.loads(Path(f"{source}/{name}.json").read_text())
             fields = ("hparams", "context_templates", "projections", "runs", "edits")
+            fields += ("rows",) if name.startswith("knowledge_neurons") else ()
             about = {k: about[k] for k in fields if k in about}
             (HERE / f"{name}.json").write_text(json.dumps(about))
     for file in ("requests.json", "cov/cov_texts.json"):

@@ -54,8 +54,8 @@ def test_layers_may_be_one_program_or_several(params):
 
 
 def test_a_planted_neuron_is_the_highest():
-    model, tokens, answer, place = planted()
-    found, said = attribute(*model[:1], *rows([tokens]), None, model[1])
+    (params, cfg), tokens, answer, place = planted()
+    found, said = attribute(params, *rows([tokens]), None, cfg)
     assert int(said[0]) == answer
     assert np.unravel_index(int(found[0].argmax()), found[0].shape) == place
 
