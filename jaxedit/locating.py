@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int | None:
 def parser(action: str) -> cli.Parser:
     ap = cli.Parser(f"jaxedit locate {action}", description=ACTIONS[action])
     ap.add_argument("--model", required=True, help=MODEL)
-    ap.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    cli.add_placement(ap)
     return ap
 
 
@@ -60,7 +60,7 @@ def trace(argv: Sequence[str]) -> None:
     layers = inspect(args.model)[0].layers
     if not 0 <= args.window <= layers:
         raise ValueError(f"a window of {args.window} layers; the model has {layers}")
-    model = load(args.model, dtype=args.dtype)
+    model = load(args.model, cli.placement(args), args.dtype)
     made, skipped = task.tokens_of(model, [fact])
     if not made:
         raise ValueError(skipped[0].reason)
@@ -91,7 +91,7 @@ def neurons(argv: Sequence[str]) -> None:
     from jaxedit.locate import explain
     from jaxedit.report import neurons as report
 
-    model = jaxedit.load(args.model, dtype=args.dtype)
+    model = jaxedit.load(args.model, cli.placement(args), args.dtype)
     answer, p, rows = explain.neurons_of(
         model, args.prompt, args.answer, args.finder, top=args.top, steps=args.steps
     )
@@ -103,6 +103,7 @@ def neurons(argv: Sequence[str]) -> None:
 def compare(argv: Sequence[str]) -> None:
     from jaxedit.locate.compare import FINDERS, CompareTask, run
     from jaxedit.report import neurons as report
+    from jaxedit.sharding import MeshConfig
 
     ap = parser("compare")
     ap.add_argument(
@@ -120,7 +121,8 @@ def compare(argv: Sequence[str]) -> None:
     args = ap.parse_args(argv)
     cfg = CompareTask(
         args.model, args.facts, tuple(args.finders), tuple(args.k), limit=args.limit,
-        seed=args.seed, dtype=args.dtype, workdir=str(args.out),
+        seed=args.seed, mesh=MeshConfig(args.data, args.fsdp, args.tensor), dtype=args.dtype,
+        workdir=str(args.out),
     )  # fmt: skip
     summary = run(cfg, Meter("comparing", "steps"))
     for line in report.write(summary, args.out):

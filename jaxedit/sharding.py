@@ -67,6 +67,12 @@ class MeshConfig:
 ONE_DEVICE = MeshConfig()
 
 
+def alone(what: str) -> None:
+    """Raises in a job of several processes, for work that is not made for it."""
+    if (count := jax.process_count()) > 1:
+        raise ValueError(f"{what} runs in one process on all of its devices; there are {count}")
+
+
 def partition(
     axes: Sequence[str | None], parts: Sequence[int], mesh: Mapping[str, int]
 ) -> PartitionSpec:

@@ -40,6 +40,7 @@ from jaxedit.locate.facts import Asked, facts
 from jaxedit.locate.questions import Question
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, quiet
+from jaxedit.sharding import ONE_DEVICE, MeshConfig, alone
 from jaxedit.tensorfile import entries, read_header, write
 
 FINDERS = ("kn", "increase", "activation", "qrnca", "lape", "random")
@@ -59,8 +60,10 @@ class CompareTask:
     unrelated: int = 8  # facts of the same relation, and as many of others
     steps: int = 20  # of the integral
     exact: int = 300  # neurons whose increase is exact
+    known: float = 0.1  # facts whose answer has less probability are not looked at
     limit: int = 0
     seed: int = 0
+    mesh: MeshConfig = ONE_DEVICE
     dtype: settings.Dtype | None = None
     workdir: str = "runs/neurons"
 
@@ -73,10 +76,16 @@ class CompareTask:
 
 def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
     """Scores and effects of every fact that has none yet; returns and writes the summary."""
-    asked, skipped = facts(cfg.facts, wordings=cfg.wordings, limit=cfg.limit, seed=cfg.seed)
+    every, skipped = facts(cfg.facts, wordings=cfg.wordings, limit=cfg.limit, seed=cfg.seed)
+    alone("locating")
+    model = load_model(cfg.model, cfg.mesh.make(), cfg.dtype)
+    p = questions.probabilities(model, [fact.found_in[0] for fact in every])
+    asked = [fact for fact, known in zip(every, p >= cfg.known, strict=True) if known]
     if len(asked) < 2:
-        raise ValueError(f"{cfg.facts}: {len(asked)} facts; to compare takes two at least")
-    model = load_model(cfg.model, dtype=cfg.dtype)
+        raise ValueError(
+            f"{cfg.facts}: {len(asked)} of {len(every)} facts have answers of p >= {cfg.known}; to "
+            "compare takes two at least"
+        )
     folder = Path(cfg.workdir)
     (folder / SCORES).mkdir(parents=True, exist_ok=True)
     how = dataclasses.asdict(cfg) | {"workdir": ""}
@@ -89,7 +98,6 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
     table = finders(cfg, model, asked, scored)
     done = {r["place"]: r for r in lines(folder / CASES) if r.get("key") == key}
     whole(folder / CASES, "".join(json.dumps(r) + "\n" for r in done.values()))
-    known = questions.probabilities(model, [fact.found_in[0] for fact in asked])
     with (folder / CASES).open("a") as out:
         for i in range(len(asked)):
             if i not in done:
@@ -98,17 +106,18 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
                 out.flush()
             progress(len(asked) + i + 1, total)
     summary: dict[str, Any] = {
-        "model": cfg.model, "facts": len(asked), "p": float(known.mean()),
+        "model": cfg.model, "facts": len(every), "known": len(asked),
+        "p": float(p[p >= cfg.known].mean()),
         "skipped": [[s.row, s.reason] for s in skipped],
         "layers": model.cfg.layers, "neurons": model.cfg.mlp, "finders": {},
         "consistency": consistency([s["kn"] for s in scored]),
     }  # fmt: skip
-    every = [done[i] for i in range(len(asked))]
+    found = [done[i] for i in range(len(asked))]
     for name in table:
         sets = neurons.highest(jnp.asarray(table[name]), max(cfg.ks))
         summary["finders"][name] = {
             "by_layer": np.asarray(sets).mean(0).sum(1).tolist(),
-            **{str(k): {mode: ratio(every, name, k, mode) for mode in MODES} for k in cfg.ks},
+            **{str(k): {mode: ratio(found, name, k, mode) for mode in MODES} for k in cfg.ks},
         }
     whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
@@ -127,10 +136,10 @@ def stored(file: Path, model: Model, fact: Asked, cfg: CompareTask) -> dict[str,
 
 def active(model: Model, asked: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
     """At how many of the prompts' tokens each neuron is active, and how many they are: for LAPE."""
-    rows = [(r.tokens[: r.prompt],) for r in questions.tokens(model, asked)[0]]
-    T = questions.bucket(max(len(r) for (r,) in rows))
-    tokens, pos = np.zeros((len(rows), T), np.int32), np.full((len(rows), T), -1, np.int32)
-    for b, (ids,) in enumerate(rows):
+    rows = [r.tokens[: r.prompt] for r in questions.tokens(model, asked)[0]]
+    shape = (len(rows), questions.bucket(max(map(len, rows))))
+    tokens, pos = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    for b, ids in enumerate(rows):
         tokens[b, : len(ids)], pos[b, : len(ids)] = ids, np.arange(len(ids))
     found, seen = specific.count(model.params, model.cfg, [(jnp.asarray(tokens), jnp.asarray(pos))])
     return found, np.array([seen])

@@ -26,6 +26,7 @@ from jaxedit.hf.load import load as load_model
 from jaxedit.locate import trace
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, quiet
+from jaxedit.sharding import ONE_DEVICE, MeshConfig, alone
 
 ROLES = ("first", "middle", "last", "next", "further", "final")
 CASES, SUMMARY = "cases.jsonl", "summary.json"
@@ -48,6 +49,7 @@ class TraceTask:
     groups: int = 12
     limit: int = 0  # facts; 0: all
     seed: int = 1
+    mesh: MeshConfig = ONE_DEVICE
     dtype: settings.Dtype | None = None
     workdir: str = "runs/trace"
 
@@ -161,7 +163,8 @@ def window_of(cfg: TraceTask, model: Model) -> int:
 
 def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
     """Traces what is not traced yet; returns and writes the summary."""
-    model = load_model(cfg.model, dtype=cfg.dtype)
+    alone("locating")
+    model = load_model(cfg.model, cfg.mesh.make(), cfg.dtype)
     if model.tokenizer is None:
         raise ValueError(f"{cfg.model} has no tokenizer")
     found, skipped = facts(cfg.facts, cfg.limit)

@@ -19,8 +19,9 @@ MODES = {"suppress": "silenced", "enhance": "doubled"}
 def words(summary: Mapping[str, Any]) -> str:
     """For every number of neurons and way to change them a table of finders."""
     out = [
-        f"{summary['facts']} facts of {summary['model']}, whose answers have p = "
-        f"{summary['p']:.3f}; {summary['layers']} layers of {summary['neurons']:,} neurons"
+        f"{summary['known']} of {summary['facts']} facts are known to {summary['model']}: their "
+        f"answers have p = {summary['p']:.3f} on average; {summary['layers']} layers of "
+        f"{summary['neurons']:,} neurons"
     ]
     found = summary["finders"]
     first = next(iter(found.values()))

@@ -9,7 +9,7 @@ import pytest
 
 import jaxedit
 from jaxedit.data.cases import Fact
-from jaxedit.locate import compare, explain, facts
+from jaxedit.locate import compare, explain, facts, neurons, questions
 from jaxedit.locate.compare import GROUPS, CompareTask
 from jaxedit.locating import main
 from jaxedit.report import neurons as report
@@ -56,11 +56,29 @@ def test_a_run_goes_on_where_it_was(made):
 
 def test_it_is_told_and_drawn(made, tmp_path):
     told, *files = report.write(made[1], tmp_path)
-    assert told.startswith("12 facts of world")
+    assert told.startswith("12 of 12 facts are known to world")
     assert "the 20 highest neurons silenced" in told
     assert "QRNCA" in told
     assert f"wrote {tmp_path / 'neurons.html'}" in files
     assert (tmp_path / "neurons.html").read_text().count("<svg") == 2
+
+
+def test_facts_that_are_not_known_are_left_out(tmp_path):
+    cfg = dataclasses.replace(CFG, facts="world:small:1:8", workdir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"of 8 facts have answers of p >= 0\.1"):
+        compare.run(cfg)  # of another world than the model's
+
+
+def test_scores_and_probabilities_are_the_same_on_a_mesh():
+    model = jaxedit.load("world", dtype="float32")
+    spread = jaxedit.load("world", jaxedit.make_mesh(data=2, tensor=2), "float32")
+    asked = [q for fact in facts.facts(CFG.facts, limit=4)[0] for q in fact.found_in[:1]]
+    for name, method in explain.methods(steps=3, exact=20).items():
+        one, two = (questions.scores(m, asked, method, size=4) for m in (model, spread))
+        np.testing.assert_allclose(two, one, atol=2e-5 * np.abs(one).max(), err_msg=name)
+    sets = neurons.highest(one, 20)
+    one, two = (questions.probabilities(m, asked, sets, size=4) for m in (model, spread))
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 def test_unrelated_facts_have_other_answers_and_wordings_are_kept_apart():
@@ -107,7 +125,7 @@ def test_the_commands(tmp_path, capsys):
     assert len(told.splitlines()) == 5
     main(["compare", "--model", "world", "--facts", "world:small:0:4", "--finders", "increase",
           "random", "--k", "5", "--out", str(tmp_path)])  # fmt: skip
-    assert "4 facts of world" in capsys.readouterr().out
+    assert "4 of 4 facts are known to world" in capsys.readouterr().out
     with pytest.raises(ValueError, match="'finds': one of trace, neurons, compare"):
         main(["finds"])
     with pytest.raises(ValueError, match="--top 0: at least 1"):
