@@ -62,7 +62,9 @@ def of_facts(some: Sequence[Fact], wordings: int) -> tuple[list[Asked], list[Ski
 def facts(
     source: str, *, wordings: int = 3, limit: int = 0, seed: int = 0
 ) -> tuple[list[Asked], list[Skipped]]:
-    """The first `limit` facts (0: all) of world:SIZE:SEED:COUNT, or of a dataset, NAME:PATH."""
+    """Facts of world:SIZE:SEED:COUNT, or of a dataset, NAME:PATH, in an order that the seed says: the
+    first `limit` of them (0: all).
+    """
     if source.startswith(WORLD):
         fields = source.removeprefix(WORLD).split(":")
         if len(fields) != 3 or not all(f.isdigit() for f in fields[1:]):
@@ -71,8 +73,9 @@ def facts(
         return of_world(make(fields[0], int(fields[1])), count, seed, wordings), []
     name, _, path = source.partition(":")
     if name not in READERS or not path:
-        raise ValueError(f"facts {source!r}: world:SIZE:SEED:COUNT, pararel:PATH, known_1000:PATH")
+        raise ValueError(f"facts {source!r}: world:SIZE:SEED:COUNT, or pararel:PATH")
     found = read(name, path)
-    some = [item for item in found.items if isinstance(item, Fact)][: limit or None]
-    made, skipped = of_facts(some, wordings)
-    return made, [*found.skipped, *skipped]
+    made, skipped = of_facts([item for item in found.items if isinstance(item, Fact)], wordings)
+    # datasets are sorted by relation: a few of them are any
+    order = np.random.RandomState(seed).permutation(len(made))[: limit or None]
+    return [made[i] for i in order], [*found.skipped, *skipped]

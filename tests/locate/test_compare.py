@@ -104,6 +104,25 @@ def test_facts_of_a_dataset_need_two_wordings():
     assert skipped[0].reason == "one wording only: none is left to be asked"
 
 
+def test_some_facts_of_a_dataset_are_of_any_relation(tmp_path):
+    """ParaRel's first relations are long, and some have one wording only."""
+    relation = lambda words: {"graphs": [{"pattern": f"[X] {w} [Y]."} for w in words]}
+    vocab = lambda name: [
+        {"sub_label": f"{name}{i}", "obj_label": f"b{i}", "uuid": f"{name}{i}"} for i in range(40)
+    ]
+    file = tmp_path / "pararel.json"
+    file.write_text(json.dumps({
+        "P1": relation(["is"]) | {"vocab": vocab("S")},
+        "P2": relation(["lies in", "is in"]) | {"vocab": vocab("T")},
+        "P3": relation(["speaks", "talks in"]) | {"vocab": vocab("U")},
+    }))  # fmt: skip
+    some, skipped = facts.facts(f"pararel:{file}", limit=10)
+    assert len(some) == 10
+    assert {fact.relation for fact in some} == {"P2", "P3"}
+    assert len(skipped) == 40
+    assert some == facts.facts(f"pararel:{file}", limit=20)[0][:10]
+
+
 def test_the_neurons_of_one_answer():
     model = jaxedit.load("world", dtype="float32")
     answer, p, rows = explain.neurons_of(model, "Bane Fipi works as a", top=20, steps=6)
