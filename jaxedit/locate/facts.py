@@ -62,8 +62,8 @@ def of_facts(some: Sequence[Fact], wordings: int) -> tuple[list[Asked], list[Ski
 def facts(
     source: str, *, wordings: int = 3, limit: int = 0, seed: int = 0
 ) -> tuple[list[Asked], list[Skipped]]:
-    """Facts of world:SIZE:SEED:COUNT, or of a dataset, NAME:PATH, in an order that the seed says: the
-    first `limit` of them (0: all).
+    """Facts of world:SIZE:SEED:COUNT, or of a dataset, NAME:PATH, in an order that the seed says;
+    the first `limit` of them (0: all).
     """
     if source.startswith(WORLD):
         fields = source.removeprefix(WORLD).split(":")
