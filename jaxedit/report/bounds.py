@@ -151,12 +151,14 @@ def exact(value: float) -> Interval:
 
 
 def save(drawn: str, folder: Path, name: str) -> list[Path]:
-    """As SVG, and as PNG where that can be made."""
+    """As SVG, and as PNG where that can be made: with the package for it, and a font."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.svg"
     file.write_text(drawn)
     if importlib.util.find_spec("resvg_py") is None:
         return [file]
-    picture = file.with_suffix(".png")
-    picture.write_bytes(png.renderer()(png.with_margin(drawn)))
+    draw, picture = png.renderer(), file.with_suffix(".png")
+    if not png.has_font(draw):
+        return [file]
+    picture.write_bytes(draw(png.with_margin(drawn)))
     return [file, picture]

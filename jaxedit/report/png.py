@@ -15,7 +15,7 @@ MARGIN = 12
 def write(pictures: Mapping[str, str], folder: Path, begin: str) -> list[Path]:
     """A file for every picture: `begin-NAME.png`, light, whatever the reader prefers."""
     draw = renderer()
-    if draw(plots.svg(40, 20, [plots.text(2, 14, "a")])) == draw(plots.svg(40, 20, [])):
+    if not has_font(draw):
         raise ValueError(
             f"--png: no font to draw with, one of {plots.FAMILY.partition(', ')[2]}; "
             "install one, such as Debian's fonts-dejavu-core"
@@ -26,6 +26,11 @@ def write(pictures: Mapping[str, str], folder: Path, begin: str) -> list[Path]:
         files.append(folder / f"{begin}-{plain}.png")
         files[-1].write_bytes(draw(with_margin(picture)))
     return files
+
+
+def has_font(draw: Any) -> bool:
+    """Are letters drawn at all."""
+    return draw(plots.svg(40, 20, [plots.text(2, 14, "a")])) != draw(plots.svg(40, 20, []))
 
 
 def renderer() -> Any:

@@ -1,11 +1,12 @@
 """Pictures and pages: well-formed, and what was given stands in them."""
 
+import importlib.util
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxedit.report import html, plots
+from jaxedit.report import bounds, html, plots, png
 
 
 def test_a_heatmap_has_a_cell_for_every_value():
@@ -67,3 +68,12 @@ def test_a_page_is_whole_and_escapes_what_it_is_given():
     assert 'class="good">yes' in text
     assert 'class="bad">no' in text
     assert "http" not in text  # it needs no other file
+
+
+def test_without_a_font_a_picture_is_an_svg(tmp_path, monkeypatch):
+    drawn = plots.heatmap(np.ones((1, 2)), ["a", "b"], ["c"], title="x")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(png, "renderer", lambda: lambda svg: b"blank, whatever is written")
+    assert bounds.save(drawn, tmp_path, "picture") == [tmp_path / "picture.svg"]
+    monkeypatch.setattr(png, "renderer", lambda: lambda svg: svg.encode())
+    assert bounds.save(drawn, tmp_path, "picture")[1] == tmp_path / "picture.png"
