@@ -1,4 +1,4 @@
-"""`jaxedit locate trace`, `neurons`, `compare`: where a fact comes from, with plain flags."""
+"""`jaxedit locate trace`, `neurons`, `lens`, `compare`: where a fact is, with plain flags."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ MODEL = "a Hugging Face folder or hub name, or a checkpoint of jaxedit"
 ACTIONS = {
     "trace": "one fact: which states, restored, bring back what noise on its subject has taken",
     "neurons": "one prompt: the neurons that its answer comes from, and what they say",
+    "lens": "one prompt: what each layer would say, and the answer's rank there (logit lens)",
     "compare": "many facts: do the neurons that each finder names matter, and for the fact alone",
 }
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str]) -> int | None:
         return None
     if action not in ACTIONS:
         raise ValueError(f"jaxedit locate {action!r}: one of {', '.join(ACTIONS)}")
-    return {"trace": trace, "neurons": neurons, "compare": compare}[action](rest)
+    return {"trace": trace, "neurons": neurons, "lens": lens, "compare": compare}[action](rest)
 
 
 def parser(action: str) -> cli.Parser:
@@ -98,6 +99,24 @@ def neurons(argv: Sequence[str]) -> None:
     print(f"{args.prompt} -> {answer}   p = {p['plain']:.4f}, without all of these "
           f"{p['without']:.4f}, all of them doubled {p['doubled']:.4f}")  # fmt: skip
     print(report.table(rows))
+
+
+def lens(argv: Sequence[str]) -> None:
+    ap = parser("lens")
+    ap.add_argument("--prompt", required=True)
+    ap.add_argument("--answer", default="", help="default: what the model says; its first token")
+    ap.add_argument("--top", type=int, default=5, help="tokens of each layer (default 5)")
+    args = ap.parse_args(argv)
+    if args.top < 1:
+        raise ValueError(f"--top {args.top}: at least 1")
+    import jaxedit
+    from jaxedit.locate import explain
+    from jaxedit.report import neurons as report
+
+    model = jaxedit.load(args.model, cli.placement(args), args.dtype)
+    answer, rows = explain.lens_of(model, args.prompt, args.answer, top=args.top)
+    print(f"{args.prompt} -> {answer}")
+    print(report.layers(rows, answer))
 
 
 def compare(argv: Sequence[str]) -> None:

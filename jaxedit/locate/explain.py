@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxedit.locate import attribution, knowledge_neurons, neurons, questions
+from jaxedit.locate.lens import lens
 from jaxedit.locate.memories import values
 from jaxedit.locate.questions import Method
 from jaxedit.locate.trace import says as first_choice
@@ -49,6 +50,27 @@ def neurons_of(
     plain = float(questions.probabilities(model, asked)[0])
     p_all = {"plain": plain, "without": float(without[-1]), "doubled": float(doubled[-1])}
     return answer, p_all, rows
+
+
+def lens_of(
+    model: Model, prompt: str, answer: str = "", *, top: int = 3
+) -> tuple[str, list[dict[str, Any]]]:
+    """What the residual stream says after every layer: the tokens it says first, and the rank and
+    probability of the answer's first token (by default what the model says).
+    """
+    answer = answer or next_token(model, prompt)
+    (row,), _ = questions.tokens(model, [(prompt, answer)])
+    ids = jnp.asarray([row.tokens[: row.prompt]], jnp.int32)
+    pos = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+    wanted = jnp.asarray([row.tokens[row.prompt]], jnp.int32)
+    found = lens(model.params, ids, pos, wanted, model.cfg, top)
+    decode = lambda t: model.tokenizer.decode([int(t)]).strip()
+    rows = [
+        {"layer": i, "says": [decode(t) for t in found.first[0, i]], "rank": int(found.rank[0, i]),
+         "p": float(found.p[0, i])}
+        for i in range(model.cfg.layers)
+    ]  # fmt: skip
+    return decode(wanted[0]), rows
 
 
 def next_token(model: Model, prompt: str) -> str:

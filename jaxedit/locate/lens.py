@@ -15,7 +15,7 @@ Shapes: B rows, K vectors of each, C tokens that are looked for, L layers, D emb
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,13 +71,20 @@ def say(params: Params, x_BKD: Array, cfg: ModelConfig, through: Through) -> Arr
     return unembed(plain, x_BKD, cfg)
 
 
-@partial(jax.jit, static_argnames="cfg")
+class Lens(NamedTuple):
+    """What the last column's residual stream says after every layer, as if after the last."""
+
+    rank: Array  # [B, L] the answer's
+    p: Array  # [B, L]
+    first: Array  # [B, L, K] the tokens that are said first
+
+
+@partial(jax.jit, static_argnames=("cfg", "top"))
 def lens(
-    params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array, cfg: ModelConfig
-) -> tuple[Array, Array]:
-    """The answer's rank and probability after every layer, [B, L], if the last column's residual
-    stream were the final one.
-    """
+    params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array, cfg: ModelConfig,
+    top: int = 3,
+) -> Lens:  # fmt: skip
+    """The logit lens, rows padded on the left."""
     last_B1 = jnp.full((len(tokens_BS), 1), tokens_BS.shape[1] - 1)
     out = forward(
         params, tokens_BS, cfg, pos_BT=pos_BS, reads={"resid_post": last_B1}, logits_at=last_B1
@@ -85,7 +92,8 @@ def lens(
     x_BLD = out.reads["resid_post"][:, :, 0].swapaxes(0, 1)
     rank_BL = _ranks(params, x_BLD, answer_B[:, None], cfg, "final")[..., 0]
     p_BLV = jax.nn.softmax(unembed(params, x_BLD, cfg))
-    return rank_BL, jnp.take_along_axis(p_BLV, answer_B[:, None, None], -1)[..., 0]
+    p_BL = jnp.take_along_axis(p_BLV, answer_B[:, None, None], -1)[..., 0]
+    return Lens(rank_BL, p_BL, jax.lax.top_k(p_BLV, top)[1])
 
 
 def hits(rank_NL: Array | np.ndarray, ks: Sequence[int] = KS) -> dict[int, Any]:

@@ -98,3 +98,13 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         ])  # fmt: skip
     wide = max(len(r[4]) for r in rows)
     return bounds.columns([[*r[:4], r[4].ljust(wide)] for r in rows])
+
+
+def layers(found: Sequence[Mapping[str, Any]], answer: str) -> str:
+    """The logit lens of a prompt, the last layer on top."""
+    rows = [["layer", "rank", f"p({answer})", "  says"]]
+    for one in reversed(found):
+        says = "  " + " ".join(one["says"])
+        rows.append([str(one["layer"]), str(one["rank"]), f"{one['p']:.4f}", says])
+    wide = max(len(r[3]) for r in rows)
+    return bounds.columns([[*r[:3], r[3].ljust(wide)] for r in rows])

@@ -145,7 +145,13 @@ def test_the_commands(tmp_path, capsys):
     main(["compare", "--model", "world", "--facts", "world:small:0:4", "--finders", "increase",
           "random", "--k", "5", "--out", str(tmp_path)])  # fmt: skip
     assert "4 of 4 facts are known to world" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="'finds': one of trace, neurons, compare"):
+    main(["lens", "--model", "world", "--prompt", "Bane Fipi works as a", "--top", "2"])
+    first, _, *rows = capsys.readouterr().out.splitlines()
+    assert first == "Bane Fipi works as a -> teacher"
+    assert [row.split()[0] for row in rows] == ["3", "2", "1", "0"]  # the last layer on top
+    assert rows[0].split()[1] == "1"
+    assert rows[0].split()[3] == "teacher"
+    with pytest.raises(ValueError, match="'finds': one of trace, neurons, lens, compare"):
         main(["finds"])
     with pytest.raises(ValueError, match="--top 0: at least 1"):
         main([*ask, "--top", "0"])

@@ -93,7 +93,8 @@ def test_where_an_answer_is_settled(model):
     assert found.eliminates[0, layer]
     assert found.top[0, layer, 0] == unit
     assert found.covered[0, layer] > 0.9
-    rank, p = lens.lens(params, *rows([prompt]), jnp.array([answer]), cfg)
+    rank, p, first = lens.lens(params, *rows([prompt]), jnp.array([answer]), cfg)
+    assert ((first[0, :, 0] == answer) == (rank[0] == 1)).all()
     assert rank[0, layer - 1] > 1
     assert (rank[0, layer:] == 1).all()
     assert p[0, layer] > p[0, layer - 1]
