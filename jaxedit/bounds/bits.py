@@ -34,7 +34,7 @@ from jaxedit.hf.load import load as load_model
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.transformer import forward
 from jaxedit.progress import Progress, quiet
-from jaxedit.sharding import on_mesh_of
+from jaxedit.sharding import alone, on_mesh_of
 
 RANKS = (1, 2, 4, 8)
 LEVELS = (2, 3, 4, 5, 7, 11, 16, 32)
@@ -65,6 +65,7 @@ class BitsConfig:
 
 def run(cfg: BitsConfig, progress: Progress = quiet) -> dict[str, Any]:
     """Every method's edits that are not described yet; returns and writes the summary."""
+    alone("describing edits")
     model = load_model(cfg.model, dtype=cfg.dtype)
     for method in cfg.methods:  # a mistake in the last one is told before the first is run
         configure(method, model.cfg)

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxedit import settings
+from jaxedit.data.cases import Skipped
 from jaxedit.evaluate.metrics import bootstrap
 from jaxedit.evaluate.records import lines, whole
 from jaxedit.hf.load import load as load_model
@@ -76,11 +77,13 @@ class CompareTask:
 
 def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
     """Scores and effects of every fact that has none yet; returns and writes the summary."""
-    every, skipped = facts(cfg.facts, wordings=cfg.wordings, limit=cfg.limit, seed=cfg.seed)
+    read, skipped = facts(cfg.facts, wordings=cfg.wordings, limit=cfg.limit, seed=cfg.seed)
     alone("locating")
     model = load_model(cfg.model, cfg.mesh.make(), cfg.dtype)
+    every, more = usable(model, read)
     p = questions.probabilities(model, [fact.found_in[0] for fact in every])
-    asked = [fact for fact, known in zip(every, p >= cfg.known, strict=True) if known]
+    places = np.flatnonzero(p >= cfg.known).tolist()
+    asked = [every[i] for i in places]
     if len(asked) < 2:
         raise ValueError(
             f"{cfg.facts}: {len(asked)} of {len(every)} facts have answers of p >= {cfg.known}; to "
@@ -92,27 +95,27 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:12]
     total = 2 * len(asked)
     scored = []
-    for i, fact in enumerate(asked):
-        scored.append(stored(folder / SCORES / f"{key}-{i}.safetensors", model, fact, cfg))
-        progress(i + 1, total)
+    for place, fact in zip(places, asked, strict=True):
+        scored.append(stored(folder / SCORES / f"{key}-{place}.safetensors", model, fact, cfg))
+        progress(len(scored), total)
     table = finders(cfg, model, asked, scored)
     done = {r["place"]: r for r in lines(folder / CASES) if r.get("key") == key}
     whole(folder / CASES, "".join(json.dumps(r) + "\n" for r in done.values()))
     with (folder / CASES).open("a") as out:
-        for i in range(len(asked)):
-            if i not in done:
-                done[i] = {"key": key, "place": i, **effects(cfg, model, asked, i, table)}
-                out.write(json.dumps(done[i]) + "\n")
+        for i, place in enumerate(places):
+            if place not in done:
+                done[place] = {"key": key, "place": place, **effects(cfg, model, asked, i, table)}
+                out.write(json.dumps(done[place]) + "\n")
                 out.flush()
             progress(len(asked) + i + 1, total)
     summary: dict[str, Any] = {
         "model": cfg.model, "facts": len(every), "known": len(asked),
         "p": float(p[p >= cfg.known].mean()),
-        "skipped": [[s.row, s.reason] for s in skipped],
+        "skipped": [[s.row, s.reason] for s in [*skipped, *more]],
         "layers": model.cfg.layers, "neurons": model.cfg.mlp, "finders": {},
         "consistency": consistency([s["kn"] for s in scored]),
     }  # fmt: skip
-    found = [done[i] for i in range(len(asked))]
+    found = [done[place] for place in places]
     for name in table:
         sets = neurons.highest(jnp.asarray(table[name]), max(cfg.ks))
         summary["finders"][name] = {
@@ -121,6 +124,15 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
         }
     whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def usable(model: Model, some: Sequence[Asked]) -> tuple[list[Asked], list[Skipped]]:
+    """The facts all of whose questions the model's tokenizer can ask."""
+    flat = [(i, q) for i, f in enumerate(some) for q in (*f.found_in, *f.others, *f.inverse)]
+    _, gone = questions.tokens(model, [q for _, q in flat], skip=True)
+    why = {flat[int(s.row)][0]: s.reason for s in gone}
+    kept = [fact for i, fact in enumerate(some) if i not in why]
+    return kept, [Skipped(some[i].found_in[0][0], reason) for i, reason in why.items()]
 
 
 def stored(file: Path, model: Model, fact: Asked, cfg: CompareTask) -> dict[str, np.ndarray]:

@@ -123,6 +123,16 @@ def test_some_facts_of_a_dataset_are_of_any_relation(tmp_path):
     assert some == facts.facts(f"pararel:{file}", limit=20)[0][:10]
 
 
+def test_facts_that_cannot_be_asked_are_left_out_with_the_reason():
+    """One bad row does not end a run of a thousand."""
+    model = jaxedit.load("world", dtype="float32")
+    good = facts.facts(CFG.facts, limit=2)[0]
+    bad = dataclasses.replace(good[0], others=(("Bane Fipi is", ""),))
+    kept, skipped = compare.usable(model, [good[0], bad, good[1]])
+    assert kept == good
+    assert [(s.row, s.reason) for s in skipped] == [(bad.found_in[0][0], "no answer")]
+
+
 def test_the_neurons_of_one_answer():
     model = jaxedit.load("world", dtype="float32")
     answer, p, rows = explain.neurons_of(model, "Bane Fipi works as a", top=20, steps=6)

@@ -4,6 +4,8 @@ same tokens.
 
 from functools import lru_cache
 
+from jax.sharding import Mesh
+
 from jaxedit.hf.load import inspect, load
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.sharding import mesh_of
@@ -25,8 +27,8 @@ def encoder_of(name: str, model: Model) -> Model:
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, mesh: object) -> Model:
-    return load(name, mesh)  # type: ignore[arg-type]
+def _load(name: str, mesh: Mesh | None) -> Model:
+    return load(name, mesh)
 
 
 @lru_cache
