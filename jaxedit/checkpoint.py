@@ -7,7 +7,6 @@ All processes of a job call `save`, `restore` and `Checkpointer` together, on a 
 """
 
 import contextlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -16,18 +15,14 @@ import re
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from orbax.checkpoint import v1 as ocp
 
-from jaxedit.base import VERSION
+from jaxedit.leaves import FORMAT, decode, describe, encode, fits, name_leaves, on_host, place
 
-FORMAT = 1
 ABOUT = "_CHECKPOINT_METADATA"  # Orbax writes it; its own reader opens every array
 SIZES = "sizes.json"
-NUMBERS = ("bool", "int", "float")
-KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 Path = ocp.options.FileOptions().path_class  # what Orbax opens: local folders and gs://
 
 # Orbax logs every step of its work, and asyncio the reads beside one that failed. What goes wrong
@@ -43,7 +38,7 @@ def save(folder, tree: Any, *, metadata: dict | None = None) -> None:
     path = _absolute(folder)
     if path.exists():
         raise ValueError(f"{path} exists: a checkpoint goes to a new folder, choose another name")
-    arrays, about = _encode(tree, metadata)
+    arrays, about = encode(tree, metadata)
     with _writing(path):
         ocp.save(path, arrays, custom_metadata=about)
         _write_sizes(path)
@@ -61,12 +56,12 @@ def restore(folder, target: Any = None) -> Any:
     saved = _read(path)["leaves"]
     _check_sizes(path)
     if target is None:
-        wanted = {name: (have["kind"], _on_host(**have)) for name, have in saved.items()}
+        wanted = {name: (have["kind"], on_host(**have)) for name, have in saved.items()}
     else:
-        wanted = {name: _describe(leaf) for name, (_, leaf) in _name_leaves(target).items()}
+        wanted = {name: describe(leaf) for name, (_, leaf) in name_leaves(target).items()}
         _check_fit(path, saved, wanted)
     arrays = _load(path, {name: like for name, (_, like) in wanted.items()})
-    leaves = {name: _decode(kind, like, arrays[name]) for name, (kind, like) in wanted.items()}
+    leaves = {name: decode(kind, like, arrays[name]) for name, (kind, like) in wanted.items()}
     if target is not None:
         return jax.tree.unflatten(jax.tree.structure(target), leaves.values())
     if list(leaves) == [""]:  # the tree was one leaf
@@ -158,7 +153,7 @@ class Checkpointer:
                 f"step {step}: steps increase from 0, and {self.folder} is at {self.latest}: go on "
                 "from there, delete the later steps or choose another folder"
             )
-        arrays, about = _encode(tree, metadata)
+        arrays, about = encode(tree, metadata)
         if score is not None:  # NaN compares to nothing, and is the worst
             score = -math.inf if math.isnan(score) else float(score)
         with _writing(self.folder):
@@ -203,59 +198,6 @@ def _without_stack(error: Exception) -> Exception:
     """The same error, to be chained in two lines: Orbax raises it through four threads."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
     return error
-
-
-def _name_leaves(tree: Any) -> dict[str, tuple[list[str], Any]]:
-    """Every leaf with its path, under the path's name."""
-    named: dict[str, tuple[list[str], Any]] = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        path = [jax.tree_util.keystr((key,), simple=True) for key in keys]
-        name = "/".join(path)
-        if name in named:
-            raise ValueError(f"two leaves are named {name!r}: change one of the keys")
-        named[name] = path, leaf
-    return named
-
-
-def _describe(leaf: Any) -> tuple[str, Any]:
-    """The kind of a leaf, and the array that stands for it: itself, or the data of PRNG keys."""
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return "array" if hasattr(leaf, "dtype") else type(leaf).__name__, np.asarray(leaf)
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return "array", leaf
-    if isinstance(leaf, jax.Array):
-        return str(leaf.dtype), jax.random.key_data(leaf)
-    data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return str(leaf.dtype), data.update(sharding=leaf.sharding)
-
-
-def _encode(tree: Any, metadata: dict | None) -> tuple[dict[str, Any], dict]:
-    """The arrays that Orbax writes, and the JSON beside them."""
-    if "versions" in (metadata := metadata or {}):
-        raise ValueError("metadata has a key 'versions', which is taken: choose another")
-    try:
-        metadata = json.loads(json.dumps(metadata))
-    except TypeError as error:
-        raise ValueError(f"metadata is not JSON: {error}") from error
-    arrays, leaves = {}, {}
-    for name, (path, leaf) in _name_leaves(tree).items():
-        kind, array = _describe(leaf)
-        numeric = jnp.issubdtype(array.dtype, np.number) or array.dtype == bool
-        if kind not in ("array", *NUMBERS, *KEYS) or not numeric:
-            raise ValueError(
-                f"leaf {name!r} is of type {type(leaf).__name__}: a checkpoint holds arrays, "
-                "numbers and PRNG keys; text goes into metadata"
-            )
-        spec = {"shape": list(array.shape), "dtype": str(array.dtype)}
-        leaves[name] = {"path": path, "kind": kind, **spec}
-        if isinstance(array, jax.Array) and jax.process_count() > 1 and array.is_fully_addressable:
-            array = np.asarray(array)  # every process has its own, alike: Orbax writes the first's
-        if array.size:  # Orbax writes no empty arrays; the table is enough to make them again
-            arrays[name] = array
-    orbax = importlib.metadata.version("orbax-checkpoint")
-    versions = {"jaxedit": VERSION, "jax": jax.__version__, "orbax": orbax}
-    about = {"metadata": metadata, "versions": versions | {"format": FORMAT}, "leaves": leaves}
-    return arrays or {"": np.zeros(1)}, about  # nor empty trees
 
 
 def _read(path) -> dict:
@@ -317,7 +259,7 @@ def _check_fit(path, saved: dict[str, dict], wanted: dict[str, tuple[str, Any]])
     for name, (kind, like) in wanted.items():
         if name not in saved:
             problems.append(f"{name!r} is only in the target")
-        elif not _fits(have := saved[name], kind, like):
+        elif not fits(have := saved[name], kind, like):
             was = f"{have['kind']} {have['dtype']}{have['shape']}"
             now = f"{kind} {like.dtype}{list(like.shape)}"
             problems.append(f"{name!r} is {was} in the checkpoint and {now} in the target")
@@ -325,7 +267,7 @@ def _check_fit(path, saved: dict[str, dict], wanted: dict[str, tuple[str, Any]])
             like.dtype
         ):
             problems.append(f"{name!r} is {like.dtype} only in NumPy, or with jax_enable_x64")
-        elif (sharding := _sharding(like)) is not None:
+        elif (sharding := place(like)) is not None:
             try:
                 sharding.shard_shape(tuple(like.shape))
             except ValueError as error:
@@ -338,29 +280,11 @@ def _check_fit(path, saved: dict[str, dict], wanted: dict[str, tuple[str, Any]])
         )
 
 
-def _fits(have: dict, kind: str, like: Any) -> bool:
-    number_to_array = kind == "array" and have["kind"] in NUMBERS
-    if have["shape"] != list(like.shape) or not (kind == have["kind"] or number_to_array):
-        return False
-    family = np.integer if have["kind"] == "int" else np.floating
-    both = jnp.dtype(have["dtype"]), like.dtype
-    return both[0] == both[1] or all(jnp.issubdtype(dtype, family) for dtype in both)
-
-
-def _on_host(shape, dtype, **_) -> np.ndarray:
-    return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)  # any size, in a few bytes
-
-
-def _sharding(like: Any) -> jax.sharding.Sharding | None:
-    """Where an array must go; where an uncommitted one is says nothing."""
-    return getattr(like, "sharding", None) if getattr(like, "committed", True) else None
-
-
 def _load(path, likes: dict[str, Any]) -> dict[str, Any]:
     """The stored arrays: those without a sharding on the host."""
     abstract = {
-        name: _on_host(like.shape, like.dtype)
-        if (sharding := _sharding(like)) is None
+        name: on_host(like.shape, like.dtype)
+        if (sharding := place(like)) is None
         else jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)
         for name, like in likes.items()
     }
@@ -375,13 +299,3 @@ def _load(path, likes: dict[str, Any]) -> dict[str, Any]:
         ) from _without_stack(error)
     empty = abstract.keys() - full.keys()
     return loaded | {name: np.zeros(abstract[name].shape, abstract[name].dtype) for name in empty}
-
-
-def _decode(kind: str, like: Any, array: Any) -> Any:
-    """The restored leaf."""
-    if kind in NUMBERS:
-        return array.item()
-    if kind == "array" and isinstance(like, np.ndarray):
-        return array
-    array = jnp.asarray(array) if _sharding(like) is None else jax.device_put(array, like.sharding)
-    return jax.random.wrap_key_data(array, impl=KEYS[kind]) if kind in KEYS else array

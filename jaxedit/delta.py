@@ -6,7 +6,7 @@ such axis. Then comes B where every row of a batch has a change of its own. I, O
 R rank; L all layers. `jaxedit.merge` puts them into weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
@@ -60,8 +60,8 @@ def _stack(path: str, ds: list[Delta | None]) -> Delta:
     for d in have.values():
         if count_rows(path, d) is not None:
             raise ValueError(f"delta {path!r} has one change per row already; stack shared deltas")
-        if _size(d) != _size(first):
-            raise ValueError(f"deltas {path!r} change {_size(first)} and {_size(d)}: two models")
+        if size(d) != size(first):
+            raise ValueError(f"deltas {path!r} change {size(first)} and {size(d)}: two models")
     kind: Any = Dense if any(isinstance(d, Dense) for d in have.values()) else LowRank
     have = {i: d if isinstance(d, kind) else Dense(product(d), d.layers) for i, d in have.items()}
 
@@ -76,8 +76,8 @@ def _stack(path: str, ds: list[Delta | None]) -> Delta:
         return jnp.asarray(out)
 
     lead = int("/" in path)
-    parts = zip(*map(_parts, have.values()), strict=True)
-    arrays = [join(lead, dict(zip(have, map(np.asarray, xs), strict=True))) for xs in parts]
+    columns = zip(*map(parts, have.values()), strict=True)
+    arrays = [join(lead, dict(zip(have, map(np.asarray, xs), strict=True))) for xs in columns]
     if not lead or all(d.layers is None for d in have.values()):
         return kind(*arrays)
     numbers = {i: np.asarray(_numbers(d)) for i, d in have.items()}
@@ -198,7 +198,7 @@ def truncate(deltas: Deltas, rank: int) -> dict[str, LowRank]:
 
 @partial(jax.jit, static_argnames="rank")
 def _truncate(d: Delta, rank: int) -> LowRank:
-    kind = _parts(d)[0].dtype
+    kind = parts(d)[0].dtype
     left, core, right = _factor(d)
     u, s, vt = jnp.linalg.svd(core, full_matrices=False)
     root = jnp.sqrt(s[..., :rank])  # to both factors: half the range for low precision
@@ -223,12 +223,12 @@ def norm(deltas: Deltas, ord: str = "fro") -> dict[str, Array]:
 def _norm(d: Delta, ord: str) -> Array:
     core = _factor(d)[1]
     if ord == "fro":
-        size = jnp.sqrt(jnp.sum(jnp.square(core), (-1, -2)))
+        found = jnp.sqrt(jnp.sum(jnp.square(core), (-1, -2)))
     else:
-        size = jnp.linalg.svd(core, compute_uv=False).max(-1, initial=0)
+        found = jnp.linalg.svd(core, compute_uv=False).max(-1, initial=0)
     if d.layers is None:
-        return size
-    return jnp.where((d.layers if d.layers.ndim == size.ndim else d.layers[:, None]) < 0, 0, size)
+        return found
+    return jnp.where((d.layers if d.layers.ndim == found.ndim else d.layers[:, None]) < 0, 0, found)
 
 
 def _factor(d: Delta) -> tuple[Array | None, Array, Array | None]:
@@ -242,63 +242,10 @@ def _factor(d: Delta) -> tuple[Array | None, Array, Array | None]:
 
 def rank(deltas: Deltas) -> dict[str, int]:
     """How many ranks the form of each change has room for."""
-    return {p: min(_parts(d)[0].shape[-1], *_size(d)) for p, d in single(deltas).items()}
+    return {p: min(parts(d)[0].shape[-1], *size(d)) for p, d in single(deltas).items()}
 
 
-# The form of a delta
-
-
-def check(deltas: Deltas, matrices: Mapping[str, tuple[int, int]], num_layers: int) -> None:
-    """Raises where deltas do not fit a model with these matrices (path -> (I, O))."""
-    for path, v in deltas.items():
-        if path not in matrices:
-            known = ", ".join(matrices) or "no such matrix"
-            raise ValueError(f"delta {path!r}: the model has {known}")
-        for d in chain(v):
-            if not isinstance(d, LowRank | Dense):
-                raise ValueError(f"delta {path!r} is a {type(d).__name__}, not LowRank or Dense")
-            if wrong := _misfit(path, d, matrices[path]) or _mislaid(path, d, num_layers):
-                shapes = " and ".join(str(list(x.shape)) for x in _parts(d))
-                raise ValueError(f"delta {path!r} of shape {shapes}: {wrong}")
-
-
-def _misfit(path: str, d: Delta, size: tuple[int, int]) -> str:
-    """What is wrong with the arrays of a delta; empty where nothing is."""
-    lead, shapes = int("/" in path), [tuple(x.shape) for x in _parts(d)]
-    if len({len(s) for s in shapes}) > 1 or len(shapes[0]) - lead not in (2, 3):
-        n = "n, " * lead
-        return f"expected [{n}I, R] and [{n}R, O] ([{n}I, O] of a Dense), or a B before I and R"
-    if _size(d) != tuple(size):
-        return f"it changes {list(_size(d))}, the matrix is {list(size)}"
-    if isinstance(d, LowRank) and d.a.shape[-1] != d.b.shape[-2]:
-        return f"the ranks differ, {d.a.shape[-1]} and {d.b.shape[-2]}"
-    if lead and len({s[0] for s in shapes}) > 1:
-        return "both must lead with the same number of layers"
-    rows = [s[lead] for s in shapes if len(s) == lead + 3]
-    rows += [d.layers.shape[1]] if d.layers is not None and d.layers.ndim == 2 else []
-    return f"its parts have {sorted(set(rows))} rows" if len(set(rows) - {1}) > 1 else ""
-
-
-def _mislaid(path: str, d: Delta, num_layers: int) -> str:
-    """What is wrong with the layers of a delta; empty where nothing is."""
-    if "/" not in path:
-        return "" if d.layers is None else "it names layers; this matrix belongs to none"
-    n, wide = len(_parts(d)[0]), _parts(d)[0].ndim == 4
-    if d.layers is None:
-        return "" if n == num_layers else f"it names no layers, the model has {num_layers}"
-    shape = tuple(d.layers.shape)
-    if shape[:1] != (n,) or len(shape) > 1 + wide:
-        allowed = f"[{n}]" + f" or [{n}, rows]" * wide
-        return f"its layers have shape {list(shape)}, expected {allowed}"
-    if isinstance(d.layers, jax.core.Tracer):
-        return ""
-    for column in np.asarray(d.layers).reshape(n, -1).T.tolist():
-        named = [i for i in column if i != -1]
-        if bad := [i for i in named if not 0 <= i < num_layers]:
-            return f"it changes layer {bad[0]}, the model has layers 0 to {num_layers - 1}"
-        if len(set(named)) < len(named):
-            return f"it names a layer twice, {named}; join them with delta.compose"
-    return ""
+# The form of a delta; `jaxedit.fit` says whether it is a model's
 
 
 def _each(one: Callable[[str, Any], Any], deltas: Deltas) -> dict[str, Any]:
@@ -307,29 +254,29 @@ def _each(one: Callable[[str, Any], Any], deltas: Deltas) -> dict[str, Any]:
     return {k: tuple(one(k, d) for d in v) if many(v) else one(k, v) for k, v in deltas.items()}
 
 
-def _parts(d: Delta) -> tuple[Array, ...]:
+def parts(d: Delta) -> tuple[Array, ...]:
     return (d.a, d.b) if isinstance(d, LowRank) else (d.w,)
 
 
 def _over(fn: Callable[[Array], Array], d: Delta, *layers: Array | None) -> Delta:
     """fn of every array of a delta; its layers, or the ones given."""
     kind: Any = type(d)
-    return kind(*map(fn, _parts(d)), layers[0] if layers else d.layers)
+    return kind(*map(fn, parts(d)), layers[0] if layers else d.layers)
 
 
-def _size(d: Delta) -> tuple[int, int]:
-    x = _parts(d)
+def size(d: Delta) -> tuple[int, int]:
+    x = parts(d)
     return x[0].shape[-2], x[-1].shape[-1]
 
 
 def _numbers(d: Delta) -> Array:
-    return jnp.arange(len(_parts(d)[0]), dtype=jnp.int32) if d.layers is None else d.layers
+    return jnp.arange(len(parts(d)[0]), dtype=jnp.int32) if d.layers is None else d.layers
 
 
 def count_rows(path: str, d: Delta) -> int | None:
     """B of a delta with one change per row; None where all rows share it."""
     lead = int("/" in path)
-    sizes = [x.shape[lead] for x in _parts(d) if x.ndim == lead + 3]
+    sizes = [x.shape[lead] for x in parts(d) if x.ndim == lead + 3]
     sizes += [d.layers.shape[1]] if d.layers is not None and d.layers.ndim == 2 else []
     return max(sizes) if sizes else None
 

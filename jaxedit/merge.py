@@ -11,7 +11,8 @@ from flax import traverse_util
 from jax.sharding import NamedSharding
 
 from jaxedit.base import Array, Delta, Deltas, Dense, Params, chain
-from jaxedit.delta import check, count_rows, drop_missing, product, single
+from jaxedit.delta import count_rows, drop_missing, product, single
+from jaxedit.fit import check
 from jaxedit.models.config import ModelConfig
 from jaxedit.sharding import on_mesh_of
 

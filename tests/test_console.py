@@ -21,8 +21,8 @@ import jaxedit
 from jaxedit import LowRank, Model, Write, cli, console
 from jaxedit.edit.record import origin
 from jaxedit.hf.__main__ import main as hf
+from jaxedit.models.cache import init_cache
 from jaxedit.models.shapes import SHAPES
-from jaxedit.models.transformer import init_cache
 from jaxedit.progress import Meter
 from jaxedit.tensorfile import Tensor
 

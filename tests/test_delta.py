@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxedit import delta, merge
+from jaxedit import delta, fit, merge
 from jaxedit.base import Dense, LowRank
 from jaxedit.checksum import checksum
 from jaxedit.models import specs
@@ -134,7 +134,7 @@ def test_stacked_rows_equal_separately_merged_models(cfg):
     params, edits = model(cfg), assorted(cfg)
     tokens = jax.random.randint(jax.random.key(3), (len(edits), 7), 0, 29)
     rows = delta.stack(edits)
-    delta.check(rows, matrices(cfg), cfg.layers)
+    fit.check(rows, matrices(cfg), cfg.layers)
     together = logits(params, cfg, rows, tokens)
     spread = logits(params, cfg, delta.scatter(rows, cfg.layers), tokens)
     for i, edit in enumerate(edits):
@@ -206,7 +206,7 @@ def test_compose_equals_one_after_the_other(cfg):
     assert both["mlp/down"].a.shape[-1] == 4
     assert both["mlp/up"].layers is None
     assert isinstance(both["attn/k"], Dense)
-    delta.check(both, matrices(cfg), cfg.layers)
+    fit.check(both, matrices(cfg), cfg.layers)
     close(logits(params, cfg, both), want)
     close(logits(merge.apply(params, both), cfg), want)
     tuples = {path: (x[path], y[path]) for path in x}
@@ -220,7 +220,7 @@ def test_compose_of_rows():
     shared = {"mlp/down": low_rank(11, LLAMA, "mlp/down", [1, 3])}
     shared["attn/q"] = low_rank(12, LLAMA, "attn/q")
     both = delta.compose(delta.compose(rows, others), shared)
-    delta.check(both, matrices(LLAMA), LLAMA.layers)
+    fit.check(both, matrices(LLAMA), LLAMA.layers)
     for i in (1, 3):
         parts = [assorted(LLAMA)[i], assorted(LLAMA)[4 - i], shared]
         want = logits(reduce(merge.apply, parts, params), LLAMA)
@@ -415,10 +415,10 @@ def test_misfits_are_named():
     params = model(LLAMA)
     for deltas, told in bad:
         with pytest.raises(ValueError, match=told):
-            delta.check(deltas, matrices(LLAMA), LLAMA.layers)
+            fit.check(deltas, matrices(LLAMA), LLAMA.layers)
         with pytest.raises(ValueError, match=told if "dwon" not in told else "mlp"):
             merge.apply(params, deltas)
-    delta.check({"mlp/down": LowRank(a, b, jnp.array([-1]))}, matrices(LLAMA), LLAMA.layers)
+    fit.check({"mlp/down": LowRank(a, b, jnp.array([-1]))}, matrices(LLAMA), LLAMA.layers)
 
 
 def test_the_head_of_a_tied_model_is_changed_alone_and_merged_into_one_of_its_own():

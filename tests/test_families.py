@@ -18,10 +18,10 @@ import pytest
 from jaxedit import Model, forward
 from jaxedit.hf.load import load
 from jaxedit.hf.save import save
+from jaxedit.models.cache import init_cache
 from jaxedit.models.generate import decode
 from jaxedit.models.sites import sites
 from jaxedit.models.specs import flatten
-from jaxedit.models.transformer import init_cache
 from jaxedit.tensorfile import read_header
 
 LOGITS, SITES, GRAD = 5e-5, 1e-5, 1e-5

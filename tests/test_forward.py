@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jaxedit import LowRank, Write, forward, init
+from jaxedit.models.cache import init_cache
 from jaxedit.models.shapes import SHAPES
 from jaxedit.models.sites import matrices, sites
 from jaxedit.models.specs import flatten
-from jaxedit.models.transformer import _forward, init_cache, run_blocks
+from jaxedit.models.transformer import _forward, run_blocks
 from jaxedit.models.vocabulary import embed, unembed
 from jaxedit.train.loss import next_token
 

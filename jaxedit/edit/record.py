@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxedit import delta, merge, tensorfile
+from jaxedit import fit, merge, tensorfile
 from jaxedit.base import VERSION, Deltas, Dense, LowRank, Write, Writes
 from jaxedit.checksum import checksum
 from jaxedit.edit.router import Router, Scope
@@ -106,7 +106,7 @@ class Edit:
         The base is compared by the checksum of its weights: one pass over them.
         """
         cfg = model.cfg
-        delta.check(self.deltas, matrices(cfg), cfg.layers)
+        fit.check(self.deltas, matrices(cfg), cfg.layers)
         widths = sites(cfg)
         check_names("write", self.writes, widths, cfg)
         for site, v in self.writes.items():

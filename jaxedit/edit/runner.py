@@ -6,7 +6,6 @@ edits = run(model, requests, "alphaedit", independent=False, batch=100)    a seq
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,9 +14,9 @@ import jax
 import numpy as np
 
 from jaxedit import delta, merge
-from jaxedit.base import Deltas, Dense, LowRank, Write, chain
+from jaxedit.base import Deltas, Dense
 from jaxedit.checksum import checksum
-from jaxedit.data.aligned import Aligned, Groups, Requests, aligned
+from jaxedit.data.aligned import Groups, Requests, aligned
 from jaxedit.data.cases import EditRequest
 from jaxedit.data.contexts import contexts
 from jaxedit.data.documents import Source
@@ -26,13 +25,13 @@ from jaxedit.edit import learned
 from jaxedit.edit.editor import Editor, State
 from jaxedit.edit.methods import configure, find, name_of, override
 from jaxedit.edit.record import Edit, origin
+from jaxedit.edit.results import add, fetch, real, trim, trouble, whole, written
 from jaxedit.edit.room import in_programs
-from jaxedit.edit.stats import Stats, StatsConfig, collect, load, on_host
+from jaxedit.edit.stats import Stats, StatsConfig, collect, load
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, quiet
 
 WORLD_TEXT = StatsConfig(Source(("world:small:0:20000",)), documents=20_000, length=128)
-OFF = 0.01  # how far a solve may be off, before what it gives is no edit
 
 
 def run(
@@ -244,22 +243,6 @@ class Work:
         return Edit(deltas={} if len(wrong) == len(places) else deltas, provenance=about)
 
 
-def trouble(info: Mapping[str, np.ndarray], n: int) -> str:
-    """Why there is no edit for request n; empty where there is one."""
-    if info["failed"][n] >= 0:
-        return f"not finite at step {info['failed'][n]} of the search"
-    if "error" in info and not info["error"][n] <= OFF:
-        return f"its solve is off by {info['error'][n]:.2g}; collect more text, or set a ridge"
-    if "norm" in info and not np.isfinite(info["norm"][n]):
-        return "its change of the weights is not finite"
-    return ""
-
-
-def whole(x: float) -> float | None:
-    """A number as JSON has it, which knows no NaN."""
-    return x if math.isfinite(x) else None
-
-
 def resolve(
     model: Model,
     given: Stats | StatsConfig | str | os.PathLike | None,
@@ -285,47 +268,3 @@ def resolve(
 def suitable(model: Model) -> StatsConfig:
     """Text for a model of which nothing is said: its world, if it is one of ours, or Wikipedia."""
     return WORLD_TEXT if is_world(model.tokenizer) else StatsConfig()
-
-
-def fetch(tree: Any) -> Any:
-    """Arrays on the host, whole on every host of a job."""
-    return jax.tree.map(on_host, tree)
-
-
-def written(writes: Mapping[str, Write], row: int) -> dict[str, Write]:
-    """One row's writes."""
-    one = lambda x: x[:, row : row + 1] if x.shape[1] > 1 else x
-    return {
-        site: dataclasses.replace(w, mask=one(w.mask), value=one(w.value))
-        for site, w in writes.items()
-    }
-
-
-def real(index: Sequence[np.ndarray], batches: Sequence[Aligned]) -> tuple[list[int], np.ndarray]:
-    """The places of the requests, in order, and the rows that they have: not those of padding."""
-    good = np.concatenate([b.valid_N for b in batches])
-    places = np.concatenate(index)
-    order = np.argsort(places)
-    return places[order].tolist(), np.flatnonzero(good)[order]
-
-
-def add(total: Mapping[str, Dense], deltas: Deltas) -> dict[str, Dense]:
-    """The sum of all edits so far, in float32."""
-    out = dict(total)
-    for path, v in deltas.items():
-        for d in chain(v):
-            have = out.get(path)
-            new = delta.product(d)
-            out[path] = Dense(new if have is None else have.w + new, d.layers)
-    return out
-
-
-def trim(d: Any) -> Any:
-    """Without the ranks that are zero: of requests that only filled the batch, or failed."""
-    if isinstance(d, tuple):
-        return tuple(map(trim, d))
-    if not isinstance(d, LowRank):
-        return d
-    lead = tuple(range(d.a.ndim - 1))
-    used = np.abs(np.asarray(d.a)).max(lead) > 0
-    return LowRank(d.a[..., used], d.b[..., used, :], d.layers)

@@ -24,9 +24,10 @@ from flax import struct
 
 from jaxedit.base import Array, Cache, Params
 from jaxedit.data.aligned import Aligned
+from jaxedit.models.cache import init_cache
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.layers import mlp, norm
-from jaxedit.models.transformer import init_cache, run_blocks
+from jaxedit.models.transformer import run_blocks
 from jaxedit.models.vocabulary import embed, unembed
 from jaxedit.sharding import constrain, on_mesh_of
 

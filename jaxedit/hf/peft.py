@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxedit import delta
+from jaxedit import delta, fit
 from jaxedit.base import Deltas, Dense, LowRank
 from jaxedit.hf.families import FAMILIES, Key, family_keys
 from jaxedit.models.config import ModelConfig
@@ -45,7 +45,7 @@ def export(
     base_name: what `base_model_name_or_path` is to say.
     """
     deltas = delta.single(deltas)
-    delta.check(deltas, matrices(cfg), cfg.layers)
+    fit.check(deltas, matrices(cfg), cfg.layers)
     if cfg.tied and "head" in deltas:
         raise ValueError(
             "delta 'head' is not exported: the head of this model is its embedding table; merge it "

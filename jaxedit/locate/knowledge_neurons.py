@@ -23,8 +23,9 @@ import jax.numpy as jnp
 
 from jaxedit.base import Array, Cache, Params, Write
 from jaxedit.locate.neurons import SITE
+from jaxedit.models.cache import init_cache
 from jaxedit.models.config import ModelConfig
-from jaxedit.models.transformer import forward, init_cache, run_blocks
+from jaxedit.models.transformer import forward, run_blocks
 from jaxedit.models.vocabulary import embed, unembed
 from jaxedit.sharding import constrain, on_mesh_of
 

@@ -27,8 +27,9 @@ import numpy as np
 from flax import struct
 
 from jaxedit.base import Array, Cache, Params, Write
+from jaxedit.models.cache import init_cache
 from jaxedit.models.config import ModelConfig
-from jaxedit.models.transformer import forward, init_cache, run_blocks
+from jaxedit.models.transformer import forward, run_blocks
 from jaxedit.models.vocabulary import unembed
 from jaxedit.sharding import on_mesh_of
 

@@ -12,9 +12,9 @@ import reference
 
 from jaxedit import forward
 from jaxedit.hf.load import load
+from jaxedit.models.cache import init_cache
 from jaxedit.models.generate import decode
 from jaxedit.models.sites import sites
-from jaxedit.models.transformer import init_cache
 
 pytestmark = pytest.mark.parity
 LOGITS, SITES, GRAD = 5e-5, 1e-5, 1e-5  # as in tests/test_families.py

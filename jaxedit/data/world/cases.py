@@ -4,7 +4,8 @@ An edit changes one fact and nothing else; what a probe should answer is asked o
 the edit (`World.edited`), so that it is right by construction, near or far from the fact.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -173,22 +174,23 @@ def locality(
 ) -> dict[str, list[Probe]]:
     """What should be answered as before: facts that the edit leaves as they were."""
 
-    def kept(pairs) -> list[Probe]:
-        return [
+    def kept(pairs: Iterable[tuple[str, str]], most: int | None = None) -> list[Probe]:
+        same = (
             ask(world, entity, name, phrases(RELATIONS[name])[0])
             for entity, name in pairs
             if world.ask(entity, name) and world.ask(entity, name) == after.ask(entity, name)
-        ]
+        )
+        return list(itertools.islice(same, most))
 
+    objects = set(world.ask(subject, relation.name))
     same_object = [
         (entity, relation.name)
-        for entity in world.kinds[relation.subject]
-        if entity != subject
-        and set(world.ask(entity, relation.name)) & set(world.ask(subject, relation.name))
+        for entity in (world.kinds[relation.subject] if objects else ())
+        if entity != subject and not objects.isdisjoint(world.ask(entity, relation.name))
     ]
     anybody = [(e, relation.name) for e in world.kinds[relation.subject] if e != subject]
     near = same_object or [anybody[i] for i in random.permutation(len(anybody))]
-    neighbors = kept(near[: 3 * NEIGHBORS])[:NEIGHBORS]
+    neighbors = kept(near[: 3 * NEIGHBORS], NEIGHBORS)
     facts = list(world.facts)
     far = [facts[i] for i in random.randint(len(facts), size=4 * UNRELATED)]
     stated = f"{request.text} {request.target}."
@@ -201,8 +203,8 @@ def locality(
             Probe(f"{stated} {probe.prompt}", probe.answers, probe.subject) for probe in neighbors
         ],
         "locality/unrelated": kept(
-            (e, name) for e, name in far if e != subject and name != relation.name
-        )[:UNRELATED],
+            ((e, name) for e, name in far if e != subject and name != relation.name), UNRELATED
+        ),
     }
 
 

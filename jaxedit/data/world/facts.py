@@ -69,8 +69,10 @@ class World:
 
     def ask(self, subject: str, path: tuple[str, ...] | str) -> tuple[str, ...]:
         """What the relations of the path lead to; () where there is nothing."""
+        if isinstance(path, str):
+            return tuple(dict.fromkeys(self.all_facts.get((subject, path), ())))
         at: tuple[str, ...] = (subject,)
-        for relation in (path,) if isinstance(path, str) else path:
+        for relation in path:
             step = [self.all_facts.get((entity, relation), ()) for entity in at]
             at = tuple(dict.fromkeys(itertools.chain(*step)))
         return at

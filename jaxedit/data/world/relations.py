@@ -8,6 +8,7 @@ combinations of a noun, a form and a frame that are each seen elsewhere, never t
 
 import dataclasses
 import zlib
+from functools import cache
 
 FRAMES = (
     "{np} is",
@@ -171,7 +172,8 @@ def frame(np: str, i: int) -> str:
     return text[0].upper() + text[1:] if not text.startswith("{}") else text
 
 
-def combinations(relation: Relation) -> list[str]:
+@cache
+def combinations(relation: Relation) -> tuple[str, ...]:
     """Noun phrases in frames: sixteen, in a fixed order that differs from relation to relation."""
     of_many = relation.many and "A"  # "A member of the Tavo is"
     out = []
@@ -180,17 +182,17 @@ def combinations(relation: Relation) -> list[str]:
             for i in range(len(FRAMES)):
                 np = noun_phrase((relation,), noun, form)
                 out.append(frame(f"a{np[3:]}" if of_many and np.startswith("the ") else np, i))
-    return sorted(out, key=lambda text: zlib.crc32(f"{relation.name}|{text}".encode()))
+    return tuple(sorted(out, key=lambda text: zlib.crc32(f"{relation.name}|{text}".encode())))
 
 
 def phrases(relation: Relation) -> tuple[str, ...]:
     """What training uses: the verbs, and the combinations that are not held out."""
-    return relation.verbs + (() if relation.derived else tuple(combinations(relation)[HELD_OUT:]))
+    return relation.verbs + (() if relation.derived else combinations(relation)[HELD_OUT:])
 
 
 def held_out(relation: Relation) -> tuple[str, ...]:
     """Phrasings that no training text contains."""
-    return () if relation.derived else tuple(combinations(relation)[:HELD_OUT])
+    return () if relation.derived else combinations(relation)[:HELD_OUT]
 
 
 def besides(relation: Relation, known: str) -> str:
