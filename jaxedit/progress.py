@@ -19,16 +19,21 @@ class Meter:
         self.start = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
         self.every = 0.2 if self.live else every
+        self.begun: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int) -> None:
         now, last = time.monotonic(), done >= total
+        # The pace is that since the first call: what came before has compiled the programs, or was
+        # done by a run that this one goes on from.
+        at, since = self.begun = self.begun or (done, now)
+        at, since = (at, since) if done > at else (0, self.start)
         # A line that was begun is ended; work that was done at once is not worth a line.
         due = now - self.shown >= self.every or (last and self.live and self.shown > self.start)
         if not due or not is_first():
             return
         self.shown = now
         spent = now - self.start
-        left = spent * (total - done) / max(done, 1)
+        left = (now - since) * (total - done) / max(done - at, 1)
         if self.unit == "bytes":
             amount = f"{size(done)} of {size(total)}"
         else:

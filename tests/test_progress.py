@@ -30,8 +30,8 @@ def said(capsys):
 
 def test_a_log_gets_a_line_every_ten_seconds(now, capsys):
     meter = Meter("training", "steps")
-    now(9.9)
-    meter(99, 1000)
+    now(0.1)
+    meter(1, 1000)
     assert said(capsys) == ""
     now(10)
     meter(100, 1000)
@@ -45,6 +45,15 @@ def test_a_log_gets_a_line_every_ten_seconds(now, capsys):
     now(61)
     meter(1000, 1000)
     assert said(capsys) == "training: 100%  1,000 of 1,000 steps, in 1:01\n"
+
+
+def test_what_was_there_at_first_says_nothing_of_the_pace(now, capsys):
+    meter = Meter("training", "steps")
+    now(30)  # compiled, and gone on from step 500
+    meter(501, 1000)
+    now(50)
+    meter(601, 1000)
+    assert said(capsys).splitlines()[1] == "training:  60%  601 of 1,000 steps, 1:20 left"
 
 
 def test_a_log_may_be_told_less_often(now, capsys):
@@ -67,7 +76,7 @@ def test_a_terminal_shows_one_line_that_changes(now, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     meter = Meter("reading", "bytes")
     now(0.1)
-    meter(10**9, 10**10)
+    meter(10**6, 10**10)
     assert said(capsys) == ""  # at most five times a second
     now(30)
     meter(25 * 10**8, 10**10)
