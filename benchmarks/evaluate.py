@@ -11,9 +11,11 @@
 
 The plain ways merge an edit into the weights and ask that model in the same JAX, jitted, in the
 same buckets of lengths: "by edit" all probes of a case in one batch, "by probe" one after the
-other, as the peers do. They are timed on some of the edits, after ours on all of them. Every way
-asks the unedited model as well, and finds out the same: first choices, log-probabilities, free
-answers, continuations. Making the edits is not counted.
+other, as the peers do. With the parity extra there is also "in PyTorch": Hugging Face's model with
+the edit merged, asked one probe after the other with `generate`, as the peers' code is written.
+They are timed on some of the edits, after ours on all of them. Every way asks the unedited model as
+well, and finds out the same: first choices, log-probabilities, free answers, continuations. Making
+the edits is not counted.
 """
 
 import dataclasses
@@ -34,7 +36,7 @@ from measure import report
 from transformers import GPT2Tokenizer
 
 import jaxedit
-from jaxedit import merge
+from jaxedit import delta, merge
 from jaxedit.base import Array, Params
 from jaxedit.data.cases import EditCase
 from jaxedit.data.requests import Row, bucket, pad, tokenise
@@ -67,23 +69,27 @@ def led(params: Params, rows: Answers, cfg: ModelConfig) -> tuple[Array, Array]:
 def plain(model: Model, case: EditCase, edit: Edit, batch: bool) -> Found:
     """Both models asked everything about a case; log-probabilities of answers by prompt, answer."""
     merged = merge.apply(model.params, edit.deltas)
-    texts = observe.Rows(CFG.protocol)
-    items = [observe.item(texts, 0, 0, case, k, p) for k, p in observe.questions(case)]
-    rows = [r for _, r in tokenise(model.tokenizer, list(enumerate(texts.texts)))
-            if isinstance(r, Row)]  # fmt: skip
+    keys, rows, prompts = asked_of(model, case)
     found = {}
-    keys = list(texts.number)
     for some in parts(rows, batch):
         arrays = ask.answers(some, 1 << (len(some) - 1).bit_length())
         jax.block_until_ready(led(model.params, arrays, model.cfg))
         _, logp = led(merged, arrays, model.cfg)
         for row, logp_U in zip(some, np.asarray(logp), strict=False):
             found[keys[row.place][1:]] = logp_U[: len(row.tokens) - row.prompt]
-    prompts = list(dict.fromkeys(it.probe.prompt for it in items))
     for params in (model.params, merged):
         spoken(model, params, prompts, CFG.say, batch, total=False)
         spoken(model, params, observe.beginnings(case, CFG), CFG.continued, batch, total=True)
     return found
+
+
+def asked_of(model: Model, case: EditCase) -> tuple[list, list[Row], list[str]]:
+    """The rows of a case with the keys of their places, and the prompts."""
+    texts = observe.Rows(CFG.protocol)
+    items = [observe.item(texts, 0, 0, case, k, p) for k, p in observe.questions(case)]
+    rows = [r for _, r in tokenise(model.tokenizer, list(enumerate(texts.texts)))
+            if isinstance(r, Row)]  # fmt: skip
+    return list(texts.number), rows, list(dict.fromkeys(it.probe.prompt for it in items))
 
 
 def spoken(
@@ -97,6 +103,56 @@ def spoken(
                    steps=128 if total else steps, stop_ids=model.cfg.eos_ids,
                    sampling=observe.CONTINUED if total else None, key=jax.random.key(0))
         )  # fmt: skip
+
+
+def peer(model: Model) -> Callable[[EditCase, Edit], Found] | None:
+    """The same of a case in PyTorch, if it is there."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        jaxedit.save(model, folder)
+        theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def weight(path: str, layer: int) -> Any:
+        assert path == "mlp/down", path  # Conv1D's is [in, out], as ours
+        return theirs.transformer.h[layer].mlp.c_proj.weight
+
+    def change(edit: Edit, sign: int) -> None:
+        for path, d in delta.single(edit.deltas).items():
+            for layer, w in zip(np.asarray(d.layers), np.asarray(delta.product(d)), strict=True):
+                weight(path, int(layer)).add_(sign * torch.tensor(w))
+
+    def forced(rows: Sequence[Row]) -> list[np.ndarray]:
+        out = []
+        for row in rows:
+            logp = theirs(torch.tensor([row.tokens])).logits[0].log_softmax(-1)
+            at = range(row.prompt - 1, len(row.tokens) - 1)
+            out.append(logp[list(at), list(row.tokens[row.prompt :])].numpy())
+        return out
+
+    def say(case: EditCase, prompts: Sequence[str]) -> None:
+        ends = {"eos_token_id": list(model.cfg.eos_ids), "pad_token_id": model.cfg.eos_ids[0]}
+        for ids in model.tokenizer(list(prompts))["input_ids"]:
+            theirs.generate(torch.tensor([ids]), max_new_tokens=CFG.say, do_sample=False, **ends)
+        for ids in model.tokenizer(list(observe.beginnings(case, CFG)))["input_ids"]:
+            theirs.generate(
+                torch.tensor([ids]), max_length=CFG.continued, do_sample=True, top_k=5, **ends
+            )
+
+    def run(case: EditCase, edit: Edit) -> Found:
+        keys, rows, prompts = asked_of(model, case)
+        forced(rows)
+        say(case, prompts)
+        change(edit, 1)
+        found = {keys[row.place][1:]: x for row, x in zip(rows, forced(rows), strict=True)}
+        say(case, prompts)
+        change(edit, -1)
+        return found
+
+    return lambda case, edit: torch.inference_mode()(run)(case, edit)
 
 
 def parts(rows: Sequence[Row], batch: bool) -> list[list[Row]]:
@@ -122,6 +178,11 @@ def on_cpu(count: int, sample: int = 8) -> None:
     ways: dict[str, Callable[[], Any]] = {
         "ours": ours, "by_edit": lambda: beside(True), "by_probe": lambda: beside(False)
     }  # fmt: skip
+    gaps = {"largest_difference_of_logp": gap}
+    if torches := peer(model):
+        in_torch = lambda: [torches(some[i], edits[i]) for i in few]
+        gaps["to_pytorch"] = largest_gap([seen[i] for i in few], in_torch())
+        ways["in_pytorch"] = in_torch
     seconds = {}
     for name, way in ways.items():
         start = time.perf_counter()
@@ -132,8 +193,7 @@ def on_cpu(count: int, sample: int = 8) -> None:
         f"{count} independent ROME edits of the world evaluated, generations and all",
         seconds=seconds["ours"], probes=sum(len(case.asked) for case in seen),
         **{f"seconds_per_edit_{k}": s for k, s in per.items()},
-        by_edit_over_ours=per["by_edit"] / per["ours"],
-        by_probe_over_ours=per["by_probe"] / per["ours"], largest_difference_of_logp=gap,
+        **{f"{k}_over_ours": s / per["ours"] for k, s in per.items() if k != "ours"}, **gaps,
     )  # fmt: skip
 
 

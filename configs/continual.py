@@ -4,7 +4,7 @@ r"""A thousand edits one after the other: what is forgotten, and how far the mod
     python -m jaxedit.evaluate --config configs/continual.py:mixed-memit \
         --set model=FOLDER batch=100 drift.sets="(mmlu:FOLDER@test,)"
 
-A preset is DATA-METHOD. `world`: 300 facts of the model that ships, changed, added and erased in
+A preset is DATA-METHOD, or DATA-METHOD@MODEL as in configs/knowedit.py. `world`: 300 facts of the model that ships, changed, added and erased in
 turn, with the perplexity of a text about the world; on a CPU. `thousand`: 500 changed and 500 added
 ones (a trained editor has learned from none of the first 200). `mixed`: zsRE, CounterFact and
 wiki_recent in turn, 1,000 of them, after 10, 100, 500 and all of them. The report draws the curves
@@ -29,11 +29,12 @@ PRESETS = tuple(f"{data}-{m}" for data, model in MODEL.items() for m in methods_
 
 
 def config(preset: str = "world-rome") -> EvaluateTask:
-    name, _, method = preset.partition("-")
+    named, _, model = preset.partition("@")
+    name, _, method = named.partition("-")
     ours = MODEL[name] == "world"
     text = Source(("world:small:0:300",)) if ours else Source()
     return for_data(
-        DATA[name], method, MODEL[name], how="sequence",
+        DATA[name], method, model or MODEL[name], how="sequence",
         batch=0 if method in ("rome", "r-rome") else 1, limit=0 if ours else 334,
-        drift=AbilityConfig(text=text), workdir=f"runs/continual-{preset}",
+        drift=AbilityConfig(text=text), workdir=f"runs/continual-{preset.replace('@', '-')}",
     )  # fmt: skip

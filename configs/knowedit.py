@@ -3,9 +3,12 @@ r"""KnowEdit, its relatives and the world: any method, every case its own edited
     python -m jaxedit.evaluate --config configs/knowedit.py:world-rome
     python -m jaxedit.evaluate --config configs/knowedit.py:zsre-rome \
         --set model=meta-llama/Llama-2-7b-hf data=knowedit/zsre:FOLDER
+    python -m jaxedit.evaluate --config configs/knowedit.py:zsre-memit@gpt-j-6b
 
-A preset is DATA-METHOD. DATA is one of world, wiki_recent, wiki_counterfact, zsre, wikibio,
-convsent, sanitation, counterfact, zsre-mend, mquake, ripple; METHOD one of `jaxedit edit --help`.
+A preset is DATA-METHOD or DATA-METHOD@MODEL. DATA is one of world, wiki_recent, wiki_counterfact,
+zsre, wikibio, convsent, sanitation, counterfact, zsre-mend, mquake, ripple; METHOD one of `jaxedit
+edit --help`; MODEL one that settings of the method are published for, or world or world-llama. By
+itself it is Llama-2-7B, for the world the model that ships.
 """
 
 from jaxedit.evaluate.task import EvaluateTask, for_data, methods_for
@@ -28,6 +31,8 @@ PRESETS = tuple(f"{data}-{method}" for data in DATA for method in methods_for(mo
 
 
 def config(preset: str = "world-rome") -> EvaluateTask:
-    data = max((name for name in DATA if preset.startswith(f"{name}-")), key=len)
-    method = preset.removeprefix(f"{data}-")
-    return for_data(DATA[data], method, model_of(data), workdir=f"runs/evaluate-{preset}")
+    named, _, model = preset.partition("@")
+    data = max((name for name in DATA if named.startswith(f"{name}-")), key=len)
+    method = named.removeprefix(f"{data}-")
+    workdir = f"runs/evaluate-{preset.replace('@', '-')}"
+    return for_data(DATA[data], method, model or model_of(data), workdir=workdir)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -164,6 +165,11 @@ def one_line_errors() -> Iterator[None]:
     """Tell a ValueError or OSError in one line on stderr and exit with code 2."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads what is printed, `head` for one, has enough
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError) as error:
         if is_on("JAXEDIT_TRACEBACK"):
             raise

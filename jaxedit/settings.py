@@ -1,7 +1,7 @@
 """Configurations: a Python file returns a frozen dataclass, dotted settings replace its leaves.
 
-The file has `def config(preset=…)` and may list its presets in `PRESETS`. Values are checked
-against the fields' annotations, wherever they come from.
+The file has `def config(preset=…)` and may list its presets in `PRESETS`; what follows an @ in one
+is left to it. Values are checked against the fields' annotations, wherever they come from.
 """
 
 import ast
@@ -51,8 +51,8 @@ def load(spec: str) -> tuple[Any, list[str]]:
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         presets = [str(key) for key in getattr(module, "PRESETS", ())]
-        if preset and presets and preset not in presets:
-            raise ValueError(f"no preset {preset!r}; {suggest(preset, presets)}")
+        if preset and presets and (named := preset.partition("@")[0]) not in presets:
+            raise ValueError(f"no preset {named!r}; {suggest(named, presets)}")
         if not callable(make := getattr(module, "config", None)):
             raise ValueError("the file has no function config(preset=…)")
         if not is_config(cfg := make(preset) if preset else make()):

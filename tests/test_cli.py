@@ -447,3 +447,12 @@ def test_a_run_that_cannot_start_says_what_to_set(monkeypatch, variables, words)
     with pytest.raises(ValueError, match=re.escape(words)):
         cli.start_distributed()
     assert not jax.distributed.is_initialized()
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    config = Path(__file__).parents[1] / "configs/knowedit.py"
+    command = [sys.executable, "-m", "jaxedit.evaluate", "--config", config, "--help"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run.stdout.close()
+    assert run.stderr.read() == ""
+    assert run.wait() == 141

@@ -80,6 +80,17 @@ def test_a_preset_of_evaluation_loads_and_can_be_changed(spec):
     EDITORS[name_of(cfg.editor)].make(cfg.editor)
 
 
+@pytest.mark.parametrize("name", ["knowedit.py:zsre-memit", "continual.py:mixed-memit"])
+def test_a_preset_of_evaluation_may_name_the_model(name):
+    plain, other = (settings.load(f"{ROOT}/configs/{spec}")[0] for spec in (name, f"{name}@gpt2-xl"))
+    assert (plain.data, plain.how) == (other.data, other.how)
+    assert plain.model != other.model == "openai-community/gpt2-xl"
+    assert plain.editor != other.editor
+    assert plain.workdir != other.workdir
+    with pytest.raises(ValueError, match="preset 'gpt5': one of gpt2-medium, "):
+        settings.load(f"{ROOT}/configs/{name}@gpt5")
+
+
 @pytest.mark.parametrize("spec", ABILITY, ids=short)
 def test_a_preset_of_examination_loads_and_can_be_changed(spec):
     cfg = LOADED[spec]
