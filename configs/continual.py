@@ -4,12 +4,13 @@ r"""A thousand edits one after the other: what is forgotten, and how far the mod
     python -m jaxedit.evaluate --config configs/continual.py:mixed-memit \
         --set model=FOLDER batch=100 drift.sets="(mmlu:FOLDER@test,)"
 
-A preset is DATA-METHOD, or DATA-METHOD@MODEL as in configs/knowedit.py. `world`: 300 facts of the model that ships, changed, added and erased in
-turn, with the perplexity of a text about the world; on a CPU. `thousand`: 500 changed and 500 added
-ones (a trained editor has learned from none of the first 200). `mixed`: zsRE, CounterFact and
-wiki_recent in turn, 1,000 of them, after 10, 100, 500 and all of them. The report draws the curves
-and the forgetting matrix: case i, asked after edit j. To apply a trained editor to other data than
-it was trained on is an independent run of it: configs/knowedit.py with --set editor.…
+A preset is DATA-METHOD, or DATA-METHOD@MODEL as in configs/knowedit.py. `world`: 300 facts of the
+model that ships, changed, added and erased in turn, with the perplexity of a text about the world;
+on a CPU. `thousand`: 500 changed and 500 added ones (a trained editor has learned from none of the
+first 200). `mixed`: zsRE, CounterFact and wiki_recent in turn, 1,000 of them, after 10, 100, 500
+and all of them. The report draws the curves and the forgetting matrix: case i, asked after edit j.
+To apply a trained editor to other data than it was trained on is an independent run of it:
+configs/knowedit.py with --set editor.…
 """
 
 from jaxedit.data.documents import Source

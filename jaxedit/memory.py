@@ -21,4 +21,4 @@ def keep() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all([mallopt(*option) for option in (ARENAS, MAPPED, KEPT)])
+    return all(mallopt(*option) for option in (ARENAS, MAPPED, KEPT))

@@ -82,13 +82,14 @@ def test_a_preset_of_evaluation_loads_and_can_be_changed(spec):
 
 @pytest.mark.parametrize("name", ["knowedit.py:zsre-memit", "continual.py:mixed-memit"])
 def test_a_preset_of_evaluation_may_name_the_model(name):
-    plain, other = (settings.load(f"{ROOT}/configs/{spec}")[0] for spec in (name, f"{name}@gpt2-xl"))
+    spec = f"{ROOT}/configs/{name}"
+    plain, other = (settings.load(x)[0] for x in (spec, f"{spec}@gpt2-xl"))
     assert (plain.data, plain.how) == (other.data, other.how)
     assert plain.model != other.model == "openai-community/gpt2-xl"
     assert plain.editor != other.editor
     assert plain.workdir != other.workdir
     with pytest.raises(ValueError, match="preset 'gpt5': one of gpt2-medium, "):
-        settings.load(f"{ROOT}/configs/{name}@gpt5")
+        settings.load(f"{spec}@gpt5")
 
 
 @pytest.mark.parametrize("spec", ABILITY, ids=short)

@@ -33,5 +33,5 @@ print(found[1])
 @pytest.mark.parametrize(("keep", "stays"), [("memory.keep()", True), ("True", False)])
 def test_a_block_is_met_again_without_page_faults(keep, stays):
     program = PROGRAM.replace("{keep}", keep)
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert (int(run.stdout) < 100) == stays
