@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -160,17 +161,26 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def nobody_reads() -> bool:
+    """Has whoever reads what is printed, `head` for one, had enough? Then no more is printed."""
+    asked = select.poll()
+    asked.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in asked.poll(0)):
+        return False
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+    return True
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Tell a ValueError or OSError in one line on stderr and exit with code 2."""
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads what is printed, `head` for one, has enough
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            raise SystemExit(128 + signal.SIGPIPE) from None
         if is_on("JAXEDIT_TRACEBACK"):
             raise
         message = " ".join(str(error).split())
