@@ -10,10 +10,10 @@ demo: $(READY)
 	$(PY) -m jaxedit.demo
 
 test: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2
 
 test-all: $(READY)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not gpu and not tpu and not parity"
+	$(PY) -m pytest -n 2 -m "not gpu and not tpu and not parity"
 
 # PyTorch side by side. The CPU build is enough: elsewhere than here, set TORCH to the build you want.
 TORCH ?= torch==2.13.0
