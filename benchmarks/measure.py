@@ -10,10 +10,6 @@ from typing import Any
 
 import jax
 
-from jaxedit import memory
-
-memory.keep()  # as all commands do; it holds for a peer in the same process too
-
 
 def seconds(run: Callable[[], Any], repeats: int = 5, warmups: int = 1) -> float:
     """Median wall-clock seconds of `run`, whose result is waited for."""

@@ -19,13 +19,14 @@ import transformers
 from measure import alternate, report
 
 import jaxedit
-from jaxedit import settings
+from jaxedit import memory, settings
 from jaxedit.train.language import language_task
 
 ROWS, LENGTH, STEPS = 16, 64, 20
 
 
 def main() -> None:
+    memory.keep()  # as training does; it holds for torch in the same process too
     for preset in ("small", "small-llama"):
         compare(preset)
 

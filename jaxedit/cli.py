@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxedit import memory, settings
+from jaxedit import settings
 
 # Only configs and tokenizers are used of transformers: that there is no PyTorch is no news.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"jaxedit {VERSION}")
         return 0
-    memory.keep()
     with one_line_errors():
         if verb not in VERBS:
             raise ValueError(f"unknown verb {verb!r}; {settings.suggest(verb, VERBS)}")
@@ -64,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(verb_main: Callable[..., int | None], *args: Any) -> int:
     """The exit code of `verb_main(*args)`: what the `__main__` of a verb ends with."""
-    memory.keep()
     with one_line_errors():
         return verb_main(*args) or 0
 

@@ -15,7 +15,8 @@ KEPT = (-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the most that stays at the end of th
 def keep() -> bool:
     """Free memory stays with this process; False where the allocator is not glibc's.
 
-    All commands do so. In a program of your own call it first, before the threads are there.
+    Training does so. All threads then share one heap, which compilation waits for: it takes a
+    quarter longer, so this is for programs that run long. Call it before the threads are there.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

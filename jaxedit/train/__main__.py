@@ -7,11 +7,12 @@ The same command goes on where a stopped run was; SIGTERM saves first.
 import sys
 from pathlib import Path
 
-from jaxedit import cli, settings
+from jaxedit import cli, memory, settings
 from jaxedit.progress import Meter, is_first
 
 
 def main() -> int:
+    memory.keep()
     from jaxedit.train.loop import TrainConfig, run
 
     cfg = cli.parse("train")
