@@ -1,6 +1,7 @@
 """Training steps of the shipped model's shape on this CPU, beside a plain loop in PyTorch.
 
     .venv/bin/python benchmarks/train_vs_torch.py        needs the parity extra; 2 minutes
+    .venv/bin/python benchmarks/train_vs_torch.py given-back     free memory is not kept
 
 Both: float32, 16 windows of 64 tokens, AdamW with weight decay, gradients clipped to a norm of 1,
 the same threads, the two in turn. Theirs is Hugging Face's model (sdpa attention) and fused AdamW.
@@ -8,6 +9,7 @@ Claim: at least 1.0 times torch's tokens per second.
 """
 
 import os
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -26,7 +28,8 @@ ROWS, LENGTH, STEPS = 16, 64, 20
 
 
 def main() -> None:
-    memory.keep()  # as training does; it holds for torch in the same process too
+    if sys.argv[1:] != ["given-back"]:
+        memory.keep()  # as training does; it holds for torch in the same process too
     for preset in ("small", "small-llama"):
         compare(preset)
 
