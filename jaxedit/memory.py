@@ -2,7 +2,7 @@
 
 XLA's CPU programs take their temporary memory anew at every call. glibc gets blocks that large from
 the kernel and gives them back at once, so that a program meets every page for the first time, each
-time: a quarter of a training step of the models that ship.
+time; benchmarks/train_vs_torch.py shows what that costs.
 """
 
 import ctypes
@@ -15,8 +15,8 @@ KEPT = (-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the most that stays at the end of th
 def keep() -> bool:
     """Free memory stays with this process; False where the allocator is not glibc's.
 
-    Training does so. All threads then share one heap, which compilation waits for: it takes a
-    quarter longer, so this is for programs that run long. Call it before the threads are there.
+    Training does so. All threads then share one heap, for which compilation waits, so this is for
+    programs that run long. Call it before the threads are there.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
