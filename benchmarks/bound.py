@@ -140,7 +140,7 @@ def step(name: str) -> None:
     found, sample = made(name)
     _, _, length, batch, _ = SHAPE[name]
     peak = matmul_rate() if jax.default_backend() != "cpu" else matmul_rate(2048)
-    cfg = fit.FitConfig(batch=batch // length, length=length, steps=100)
+    cfg = fit.FitConfig(batch=batch // length, length=length, steps=100, unroll=True)
     task = fit.task(found, sample, cfg)
     state, rows = task.init(), task.batch(0)
 

@@ -89,9 +89,10 @@ def train(shape: str, peak: float) -> None:
     params = jaxedit.init(jax.random.key(0), cfg, "bfloat16")
     tokens = jax.random.randint(jax.random.key(3), (rows, time + 1), 0, cfg.vocab)
     optimizer = optax.adamw(1e-4, mu_dtype=jnp.bfloat16)
+    big = shape in REMAT
 
     def loss(params: Params) -> Array:
-        total, count = next_token(params, tokens, cfg, remat=shape in REMAT)
+        total, count = next_token(params, tokens, cfg, remat=big, unroll=not big)
         return total / count
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -31,6 +31,7 @@ def config(preset: str = "gpt2-small") -> TrainConfig:
         tokenizer="data/tokenizers/gpt2",
         optimizer=OptimizerConfig(lr=6e-4, warmup=200, weight_decay=0.1),
         eval=EvalConfig(batches=8, world="large:0", groups=("facts", "paraphrases_new")),
+        unroll=True,
         dtype="bfloat16",
         save_dtype="bfloat16",
     )

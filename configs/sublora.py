@@ -104,7 +104,7 @@ def finetuned(base: BoundConfig) -> BoundConfig:
 def gpt2_small() -> BoundConfig:
     """GPT-2-small from random weights, on passages of 128 characters in GPT-2's tokens."""
     rate = dataclasses.replace(PUBLISHED, warmup=100, final=0.05)
-    fit = FitConfig(steps=2000, batch=1024, length=48, optimizer=rate, log_every=20)
+    fit = FitConfig(steps=2000, batch=1024, length=48, optimizer=rate, log_every=20, unroll=True)
     gentle = dataclasses.replace(rate, lr=5e-4, warmup=20)
     return BoundConfig(
         sample=SampleConfig(

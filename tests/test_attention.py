@@ -82,9 +82,28 @@ def test_cudnn_is_asked_for_what_the_einsum_computes(monkeypatch, padding):
     assert asked == [("cudnn", plain, plain)]
 
 
+def right_padded(kernel, dtype):
+    """What real tokens get, where padding is on the right and the mask is left out."""
+    q, k, v, pos = inputs(dtype=dtype)
+    pos = jnp.where(jnp.arange(256) < jnp.array([[256], [156]]), jnp.arange(256), -1)
+    cfg = LLAMA.replace(attention=kernel)
+    out = attend(q, k, v, cfg, pos_BT=pos, pos_BS=pos, window=None, plain=True)
+    return np.asarray(out, np.float32)[np.asarray(pos >= 0)]
+
+
+def test_padding_on_the_right_needs_no_mask(monkeypatch):
+    real = jax.nn.dot_product_attention
+    xla = lambda *args, implementation, **kwargs: real(*args, implementation="xla", **kwargs)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", xla)
+    got, want = (right_padded(kernel, jnp.float32) for kernel in ("cudnn", "einsum"))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 @pytest.mark.gpu
 def test_cudnn_equals_the_einsum():
     compare(LLAMA, jnp.bfloat16, 2e-2)
+    got, want = (right_padded(kernel, jnp.bfloat16) for kernel in ("cudnn", "einsum"))
+    np.testing.assert_allclose(got, want, atol=2e-2)
 
 
 @pytest.mark.tpu

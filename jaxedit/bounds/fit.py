@@ -88,7 +88,7 @@ def task(
         params, deltas = families.model_of(found.cfg, params, theta)
         return next_token(
             params, rows["tokens_BT"], model, pos_BT=rows["pos_BT"], deltas=deltas,
-            remat=cfg.remat, unroll=cfg.unroll,
+            remat=cfg.remat, unroll=cfg.unroll, plain=True,
         )  # fmt: skip
 
     @partial(jax.jit, donate_argnums=0)

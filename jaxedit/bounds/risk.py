@@ -149,7 +149,8 @@ def scores(
     """The log-probability and rank of each token but the first, [B, T - 1]."""
     with on_mesh_of(params):
         before_BT, next_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
-        x_BTD = hidden(params, before_BT, cfg, pos_BT=pos_BT[:, :-1], deltas=deltas)
+        pos_BT = pos_BT[:, :-1]
+        x_BTD = hidden(params, before_BT, cfg, pos_BT=pos_BT, deltas=deltas, plain=True)
 
         def part(args: tuple[Array, Array]) -> tuple[Array, Array]:
             x_BtD, next_Bt = args

@@ -75,16 +75,19 @@ def trace(
     sever: Sever = "",
     answer: int | None = None,
     rows: int = ROWS,
-    together: int = 2,
-    groups: int = 12,
+    together: int = 0,
+    groups: int = 0,
 ) -> Traced:
     """noise_nTD is added to the embeddings: zero at every token that is not the subject's.
 
     window: layers that are restored together (mlp and attn; 0: a fifth of the depth, as ten of
     GPT-2-XL's 48). answer: a token; by default what the clean run says. together: tokens whose
     states are rows of one program. groups: of layers; what joins the batch within one runs from its
-    beginning. More of the one and fewer of the other are fewer programs to compile, and more work.
+    beginning. More of the one and fewer of the other are fewer programs to compile, and more work;
+    0: by what compiling and working cost on the platform.
     """
+    quick = jax.default_backend() != "cpu"
+    together, groups = together or (4 if quick else 2), groups or (3 if quick else 12)
     T, n = len(tokens_T), len(noise_nTD)
     if kind not in SITES or sever not in ("", "mlp", "attn"):
         raise ValueError(f"kind {kind!r}, sever {sever!r}: of {', '.join(SITES)}; '', mlp, attn")

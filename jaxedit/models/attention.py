@@ -33,7 +33,8 @@ def attend(
 ) -> Array:
     """softmax(q kᵀ · scale) v under the causal mask, [B, T, N, H].
 
-    plain: positions are columns, nothing is padded or cached; a kernel then needs no mask.
+    plain: positions are columns, nothing is cached, and padding is on the right, where nobody reads
+    what comes out; a kernel then needs no mask.
     """
     scale = cfg.head_dim**-0.5 if cfg.attn_scale is None else cfg.attn_scale
     k_BKSH, v_BKSH = k_BKSH.astype(q_BTNH.dtype), v_BKSH.astype(q_BTNH.dtype)

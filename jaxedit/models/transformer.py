@@ -121,12 +121,17 @@ def hidden(
     deltas: Deltas | None = None,
     remat: bool = False,
     unroll: bool = False,
+    plain: bool = False,
 ) -> Array:
     """What `unembed` makes logits of, [B, T, D]: for losses that do not hold all logits at once.
 
-    Where gradients of params are wanted on a mesh, the caller pins them (`specs.pin`).
+    plain: as in `run_blocks`. Where gradients of params are wanted on a mesh, the caller pins them
+    (`specs.pin`).
     """
-    return through(params, tokens_BT, cfg, pos_BT, None, {}, {}, chains(deltas), remat, unroll)[0]
+    changes = chains(deltas)
+    return through(
+        params, tokens_BT, cfg, pos_BT, None, {}, {}, changes, remat, unroll=unroll, plain=plain
+    )[0]
 
 
 def through(
@@ -140,9 +145,10 @@ def through(
     deltas: dict,
     remat: bool,
     unroll: bool = False,
+    plain: bool = False,
 ) -> tuple[Array, dict[str, Array], Cache | None]:
     """Embedding and all blocks."""
-    plain = pos_BT is None and cache is None
+    plain = plain or (pos_BT is None and cache is None)
     if pos_BT is None:
         pos_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
         pos_BT = pos_BT if cache is None else pos_BT + cache.pos.max(1, keepdims=True) + 1
@@ -185,10 +191,12 @@ def run_blocks(
 ) -> tuple[Array, dict[str, Array], Cache | None]:
     """Scans layers [start, stop): work on layer l need not run the layers below it again.
 
-    plain: promises that pos_BT is 0… T-1 in every row and that there is no cache. unroll: layers
-    one after the other in the program, not in a loop: longer to compile, faster on a CPU. keep:
-    the cache comes back with these columns in it. Where gradients are wanted of a run that only
-    reads it, say False: a loop that carries the cache of all layers saves it at every one of them.
+    plain: promises that there is no cache and that pos_BT counts from 0 in every row, with padding
+    only on the right, where nobody reads what comes out: a fused attention then needs no mask.
+    unroll: layers one after the other in the program, not in a loop: longer to compile, faster in
+    training. keep: the cache comes back with these columns in it. Where gradients are wanted of a
+    run that only reads it, say False: a loop that carries the cache of all layers saves it at every
+    one of them.
     """
     stop = cfg.layers if stop is None else stop
     if not 0 <= start <= stop <= cfg.layers:

@@ -172,6 +172,7 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
             deltas=deltas,
             remat=cfg.remat,
             unroll=cfg.unroll,
+            plain=True,  # as data.text lays windows out
         )
 
     @partial(jax.jit, donate_argnums=0)

@@ -1,6 +1,7 @@
 """The loss of a language model, without ever holding all logits."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,11 +26,13 @@ def next_token(
     deltas: Deltas | None = None,
     remat: bool = False,
     unroll: bool = False,
+    plain: bool = False,
 ) -> tuple[Array, Array]:
     """Sum of -log p(token | those before) in nats, and how many were predicted.
 
     tokens_BT [B, T+1]: each but the last predicts the next. pos_BT [B, T+1]: positions, -1 at
-    padding, which is neither seen nor predicted.
+    padding, which is neither seen nor predicted. plain: promises that padding is on the right only.
+    Has no forward-mode derivative where logits are computed in parts.
     """
     with on_mesh_of(params):
         before_BT, next_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
@@ -37,7 +40,14 @@ def next_token(
         seen_BT = None if pos_BT is None else pos_BT[:, :-1]
         counts_BT = jnp.ones(next_BT.shape, bool) if pos_BT is None else pos_BT[:, 1:] >= 0
         x_BTD = hidden(
-            params, before_BT, cfg, pos_BT=seen_BT, deltas=deltas, remat=remat, unroll=unroll
+            params,
+            before_BT,
+            cfg,
+            pos_BT=seen_BT,
+            deltas=deltas,
+            remat=remat,
+            unroll=unroll,
+            plain=plain,
         )
         total = cross_entropy(params, x_BTD, next_BT, counts_BT, cfg, deltas)
         return total, counts_BT.sum(dtype=jnp.float32)
@@ -63,10 +73,13 @@ def over_parts(
 def cross_entropy(
     params: Params, x_BTD: Array, next_BT: Array, counts_BT: Array, cfg: ModelConfig, deltas: Any
 ) -> Array:
-    """Over the vocabulary, in parts along time; logits are computed again in the backward pass."""
+    """Over the vocabulary, in parts along time."""
+    ends = {k: v for k, v in params.items() if k in ("norm", "head") or (k == "embed" and cfg.tied)}
+    changes = {k: v for k, v in (deltas or {}).items() if k in ("embed", "head")}
 
-    def part(x_BtD: Array, next_Bt: Array, counts_Bt: Array) -> Array:
-        logits_BtV = unembed(params, x_BtD, cfg, deltas=deltas)
+    def part(weights: Any, x_BtD: Array, fixed: tuple[Array, Array]) -> Array:
+        (ends, changes), (next_Bt, counts_Bt) = weights, fixed
+        logits_BtV = unembed(ends, x_BtD, cfg, deltas=changes)
         picked_Bt = jnp.take_along_axis(logits_BtV, next_Bt[..., None], -1)[..., 0]
         losses_Bt = jax.nn.logsumexp(logits_BtV, -1) - picked_Bt
         return jnp.where(counts_Bt, losses_Bt, 0).sum()
@@ -74,11 +87,38 @@ def cross_entropy(
     B, T = next_BT.shape
     parts = parts_of(B * T * cfg.vocab, T)
     if parts == 1:
-        return part(x_BTD, next_BT, counts_BT)
+        return part((ends, changes), x_BTD, (next_BT, counts_BT))
     cut = lambda z: z.reshape(B, parts, T // parts, *z.shape[2:]).swapaxes(0, 1)
-    add = lambda total, args: (total + jax.checkpoint(part)(*args), None)
-    total, _ = jax.lax.scan(add, jnp.float32(0), tuple(map(cut, (x_BTD, next_BT, counts_BT))))
-    return total
+    return in_parts(part, (ends, changes), cut(x_BTD), (cut(next_BT), cut(counts_BT)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_parts(loss: Callable[..., Array], weights: Any, x: Array, fixed: Any) -> Array:
+    """The sum of loss(weights, x[i], fixed[i]). Where its gradient is wanted it is computed at
+    once, part by part: nothing has to be kept for later, nor computed twice.
+    """
+    add = lambda total, part: (total + loss(weights, *part), None)
+    return jax.lax.scan(add, jnp.float32(0), (x, fixed))[0]
+
+
+def _ahead(loss: Callable[..., Array], weights: Any, x: Array, fixed: Any) -> tuple[Array, Any]:
+    def one(sums: Any, part: Any) -> tuple[Any, Array]:
+        value, (by_weights, by_x) = jax.value_and_grad(loss, argnums=(0, 1))(weights, *part)
+        add = lambda a, b: a + b.astype(jnp.float32)
+        return jax.tree.map(add, sums, (value, by_weights)), by_x
+
+    zero = (jnp.float32(0), jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights))
+    (total, by_weights), by_x = jax.lax.scan(one, zero, (x, fixed))
+    return total, (weights, by_weights, by_x)
+
+
+def _back(_: Any, kept: Any, g: Array) -> tuple[Any, Array, None]:
+    weights, by_weights, by_x = kept
+    times = lambda gradient, like: (gradient.astype(jnp.float32) * g).astype(like.dtype)
+    return jax.tree.map(times, by_weights, weights), times(by_x, by_x), None
+
+
+in_parts.defvjp(_ahead, _back)
 
 
 def parts_of(logits: int, T: int) -> int:

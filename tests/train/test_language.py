@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jaxedit
+from jaxedit.base import LowRank
 from jaxedit.checksum import checksum
 from jaxedit.data.documents import Source
 from jaxedit.data.text import TextConfig
@@ -76,16 +77,41 @@ def test_padding_is_neither_seen_nor_predicted():
     np.testing.assert_allclose(total, one + two, rtol=1e-5)
 
 
-def test_the_loss_in_parts_is_the_loss(monkeypatch):
-    params = jaxedit.init(jax.random.key(0), SHAPE)
-    tokens = jax.random.randint(jax.random.key(1), (2, 13), 0, SHAPE.vocab)
-    loss = lambda p: next_token(p, tokens, SHAPE)[0]
-    whole, grads = jax.value_and_grad(loss)(params)
-    monkeypatch.setattr(loss_module, "LOGITS", 2 * 3 * SHAPE.vocab)
-    assert parts_of(2 * 12 * SHAPE.vocab, 12) == 4
-    cut, cut_grads = jax.value_and_grad(loss)(params)
+@pytest.mark.parametrize("cfg", [SHAPE, LLAMA], ids=["tied", "untied"])
+def test_the_loss_in_parts_is_the_loss(monkeypatch, cfg):
+    """And so is its gradient, by weights and by low-rank changes of both ends."""
+    params = jaxedit.init(jax.random.key(0), cfg)
+    tokens = jax.random.randint(jax.random.key(1), (2, 13), 0, cfg.vocab)
+    pos = jnp.array([[*range(9), -1, -1, -1, -1], [*range(13)]])
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape) / 9
+    queries = LowRank(draw(4, cfg.layers, cfg.embed, 2), draw(5, cfg.layers, 2, cfg.embed))
+    deltas = {"head": LowRank(draw(2, cfg.embed, 3), draw(3, 3, cfg.vocab)), "attn/q": queries}
+    loss = lambda p, d: 0.1 * next_token(p, tokens, cfg, pos_BT=pos, deltas=d)[0]
+    both = jax.value_and_grad(loss, (0, 1))
+    whole, grads = both(params, deltas)
+    monkeypatch.setattr(loss_module, "LOGITS", 2 * 3 * cfg.vocab)
+    assert parts_of(2 * 12 * cfg.vocab, 12) == 4
+    cut, cut_grads = both(params, deltas)
     np.testing.assert_allclose(whole, cut, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, cut_grads)
+    np.testing.assert_allclose(loss(params, deltas), cut, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, cut_grads)
+
+
+def test_parts_compute_no_product_twice_and_none_in_vain(monkeypatch):
+    """With the vocabulary: forward, and back by what is trained."""
+    cfg = SHAPE.replace(layers=1, embed=16, heads=1, kv_heads=1, head_dim=16, mlp=16, vocab=4096)
+    params = jaxedit.init(jax.random.key(0), cfg)
+    tokens = jnp.zeros((4, 65), jnp.int32)
+    monkeypatch.setattr(loss_module, "LOGITS", 4 * 16 * cfg.vocab)  # 4 parts
+    product = 2 * 4 * 16 * cfg.embed * cfg.vocab  # XLA counts a loop's body once
+
+    def products(*trained: str) -> float:
+        loss = lambda some: next_token(params | some, tokens, cfg)[0]
+        run = jax.jit(jax.grad(loss)).lower({name: params[name] for name in trained}).compile()
+        return run.cost_analysis()["flops"] / product
+
+    assert 2 < products("norm") < 3
+    assert 3 < products("norm", "embed") < 4
 
 
 def test_a_model_learns_its_text(tmp_path):
