@@ -121,4 +121,5 @@ def known(folder: str, shape: str = "gpt2-xl", limit: str = "0") -> None:
 
 if __name__ == "__main__":
     where, *rest = sys.argv[1:] or ["cpu"]
-    {"cpu": cpu, "gpu": gpu, "known": known}[where](*rest)
+    runs: dict[str, Any] = {"cpu": cpu, "gpu": gpu, "known": known}
+    runs[where](*rest)

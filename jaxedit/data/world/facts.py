@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -102,9 +102,20 @@ class World:
 
 def make(size: str | Mapping[str, int] = "small", seed: int = 0) -> World:
     """A world of a named size, or of given numbers of each kind."""
-    if isinstance(size, str) and size not in SIZES:
+    if not isinstance(size, str):
+        return made(size, seed)
+    if size not in SIZES:
         raise ValueError(f"a world of size {size!r}: one of {', '.join(SIZES)}")
-    count = SIZES[size] if isinstance(size, str) else size
+    return named(size, seed)
+
+
+@lru_cache(maxsize=4)
+def named(size: str, seed: int) -> World:
+    """Made once: a large one takes seconds, and training asks for its own several times."""
+    return made(SIZES[size], seed)
+
+
+def made(count: Mapping[str, int], seed: int) -> World:
     random = np.random.RandomState(seed)
     names = Names(random)
     pools = {part: names.pool(count[part]) for parts in PAIRED.values() for part in parts}
