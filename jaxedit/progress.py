@@ -27,6 +27,7 @@ class Meter:
         # done by a run that this one goes on from.
         at, since = self.begun = self.begun or (done, now)
         at, since = (at, since) if done > at else (0, self.start)
+        guess = done and (at or done * 1000 >= total)  # else there is too little to go by
         # A line that was begun is ended; work that was done at once is not worth a line.
         due = now - self.shown >= self.every or (last and self.live and self.shown > self.start)
         if not due or not is_first():
@@ -38,7 +39,7 @@ class Meter:
             amount = f"{size(done)} of {size(total)}"
         else:
             amount = f"{done:,} of {total:,} {self.unit}".rstrip()
-        when = f", in {clock(spent)}" if last else f", {clock(left)} left" if done else ""
+        when = f", in {clock(spent)}" if last else f", {clock(left)} left" if guess else ""
         text = f"{self.label}: {done / total if total else 1:4.0%}  {amount}{when}"
         clear, end = ("\r\033[K", "\n" if last else "") if self.live else ("", "\n")
         print(clear + text, end=end, file=sys.stderr, flush=True)

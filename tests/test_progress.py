@@ -56,6 +56,14 @@ def test_what_was_there_at_first_says_nothing_of_the_pace(now, capsys):
     assert said(capsys).splitlines()[1] == "training:  60%  601 of 1,000 steps, 1:20 left"
 
 
+def test_a_first_crumb_is_no_pace(now, capsys):
+    """Which once made 80 hours of a minute."""
+    meter = Meter("tokenising", "bytes")
+    now(11)
+    meter(245, 3_010_448)
+    assert said(capsys) == "tokenising:   0%  245 B of 3.01 MB\n"
+
+
 def test_a_log_may_be_told_less_often(now, capsys):
     meter = Meter("training", "steps", every=60)
     for seconds in range(1, 121):
