@@ -122,4 +122,6 @@ def known(folder: str, shape: str = "gpt2-xl", limit: str = "0") -> None:
 if __name__ == "__main__":
     where, *rest = sys.argv[1:] or ["cpu"]
     runs: dict[str, Any] = {"cpu": cpu, "gpu": gpu, "known": known}
+    if where not in runs:
+        raise SystemExit(f"{where!r}: of {', '.join(runs)}")
     runs[where](*rest)

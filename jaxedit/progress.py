@@ -45,6 +45,24 @@ class Meter:
         print(clear + text, end=end, file=sys.stderr, flush=True)
 
 
+class Clock:
+    """Seconds by stage: called when one begins."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+        self.stage, self.since = "", time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        self.stop()
+        self.stage = stage
+
+    def stop(self) -> None:
+        now = time.monotonic()
+        if self.stage:
+            self.spent[self.stage] = self.spent.get(self.stage, 0.0) + now - self.since
+        self.stage, self.since = "", now
+
+
 def is_first() -> bool:
     """Is this the process that speaks for the job; jax is not imported for programs without it."""
     jax = sys.modules.get("jax")

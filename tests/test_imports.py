@@ -89,6 +89,7 @@ ORDER = [
     "edit.room",
     "edit.descent",
     "edit.inner",
+    "edit.abreast",
     "edit.learner",
     "edit.weights.rome",
     "edit.weights.memit",

@@ -12,7 +12,7 @@ Shapes as in edit.inner.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxedit.base import Array, Dense, LowRank, Params
+from jaxedit.base import Array, Params
 from jaxedit.data.answers import Answers, of_requests
 from jaxedit.data.lessons import PARTS
 from jaxedit.edit import descent, inner
+from jaxedit.edit.abreast import joined, repeated
 from jaxedit.edit.editor import Batches, Editor, EditResult, RowsConfig
 from jaxedit.edit.inner import Places
 from jaxedit.models.config import Model, ModelConfig
@@ -129,26 +130,6 @@ def editor(cfg: Trainable, learner: Learner) -> Editor:
         )
 
     return Editor(init, edit, each, cfg.rows, learner=learner)
-
-
-def joined(some: Sequence[Deltas]) -> Deltas:
-    """Changes of several batches, one for each request, side by side."""
-    return {path: side_by_side([d[path] for d in some]) for path in some[0]}
-
-
-def side_by_side(xs: Sequence[Any]) -> Any:
-    first = xs[0]
-    if isinstance(first, tuple):
-        return tuple(side_by_side(x) for x in zip(*xs, strict=True))
-    if isinstance(first, Dense):
-        shared = first.w.ndim == 3
-        return first if shared else Dense(jnp.concatenate([x.w for x in xs], 1), first.layers)
-    R = max(x.a.shape[-1] for x in xs)
-    wide = lambda x, axis: jnp.pad(
-        x, [(0, R - n if i == axis else 0) for i, n in enumerate(x.shape)]
-    )
-    a, b = [wide(x.a, 3) for x in xs], [wide(x.b, 2) for x in xs]
-    return LowRank(jnp.concatenate(a, 1), jnp.concatenate(b, 1), first.layers)
 
 
 @partial(jax.jit, static_argnames=("learner", "opt", "apart"))
@@ -264,20 +245,6 @@ def beside(*parts: Part) -> Part:
     """Parts as one batch."""
     xs, rows = zip(*parts, strict=True)
     return jnp.concatenate(xs), jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
-
-
-def repeated(deltas: Mapping[str, Any], times: int) -> Deltas:
-    """Changes of N rows for `times` N rows; a shared one stays."""
-
-    def one(d: Any) -> Any:
-        if isinstance(d, tuple):
-            return tuple(map(one, d))
-        wide = 3 if isinstance(d, LowRank | Dense) else 0
-        arrays = {f.name: getattr(d, f.name) for f in dataclasses.fields(d) if f.name != "layers"}
-        tile = lambda x: x if x.ndim == wide else jnp.concatenate([x] * times, 1)
-        return dataclasses.replace(d, **{k: tile(x) for k, x in arrays.items()})
-
-    return {path: one(d) for path, d in deltas.items()}
 
 
 @partial(jax.jit, static_argnames=("learner", "opt", "cfg"))

@@ -9,7 +9,6 @@ edits again to go on.
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from jaxedit.evaluate.protocol import How, Key, Part, Plan
 from jaxedit.evaluate.records import Records
 from jaxedit.evaluate.references import of_sources
 from jaxedit.models.config import Model
-from jaxedit.progress import Progress, is_first, quiet
+from jaxedit.progress import Clock, Progress, is_first, quiet
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
 
 SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
@@ -281,21 +280,3 @@ def write(
     before = json.loads((folder / TIMING).read_text()) if (folder / TIMING).exists() else {}
     total = {k: round(before.get(k, 0) + spent.get(k, 0), 3) for k in {**before, **spent}}
     records.whole(folder / TIMING, json.dumps(total) + "\n")
-
-
-class Clock:
-    """Seconds by stage: called when one begins."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-        self.stage, self.since = "", time.monotonic()
-
-    def __call__(self, stage: str) -> None:
-        self.stop()
-        self.stage = stage
-
-    def stop(self) -> None:
-        now = time.monotonic()
-        if self.stage:
-            self.spent[self.stage] = self.spent.get(self.stage, 0.0) + now - self.since
-        self.stage, self.since = "", now

@@ -45,7 +45,8 @@ class TraceTask:
     times: float = 3.0
     window: int = 0  # layers that are restored together (mlp, attn); 0: a fifth of them
     sever: trace.Sever = ""
-    together: int = 0  # tokens in a program, and groups of layers: as in locate.trace
+    # tokens in a program, and groups of layers, as in locate.trace; 0: what suits the platform
+    together: int = 0
     groups: int = 0
     limit: int = 0  # facts; 0: all
     seed: int = 1

@@ -86,8 +86,8 @@ def trace(
     beginning. More of the one and fewer of the other are fewer programs to compile, and more work;
     0: by what compiling and working cost on the platform.
     """
-    quick = jax.default_backend() != "cpu"
-    together, groups = together or (4 if quick else 2), groups or (3 if quick else 12)
+    at_hand = (2, 12) if jax.default_backend() == "cpu" else (4, 3)
+    together, groups = together or at_hand[0], groups or at_hand[1]
     T, n = len(tokens_T), len(noise_nTD)
     if kind not in SITES or sever not in ("", "mlp", "attn"):
         raise ValueError(f"kind {kind!r}, sever {sever!r}: of {', '.join(SITES)}; '', mlp, attn")

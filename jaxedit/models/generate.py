@@ -16,8 +16,8 @@ import numpy as np
 from jaxedit.base import Array, Deltas, Params, Writes, chains
 from jaxedit.models.cache import init_cache, unstack
 from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.sites import check_names, matrices, sites
-from jaxedit.models.transformer import _forward, check_shapes
+from jaxedit.models.sites import check_names, check_shapes, matrices, sites
+from jaxedit.models.transformer import _forward
 from jaxedit.sharding import constrain, on_mesh_of
 
 UNSTACK = 1 << 32  # bytes of blocks up to which a CPU decodes with its layers unstacked

@@ -29,7 +29,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxedit.base import Array
+from jaxedit.base import Array, Cache
 from jaxedit.models.config import ModelConfig
 
 
@@ -80,3 +80,23 @@ def tap(
             x_BTD if pos_BP is None else jnp.take_along_axis(x_BTD, pos_BP[..., None], axis=1)
         )
     return x_BTD
+
+
+def check_shapes(
+    tokens_BT: Array, pos_BT: Array | None, cache: Cache | None, cfg: ModelConfig
+) -> None:
+    shape = tokens_BT.shape
+    if len(shape) != 2 or not jnp.issubdtype(tokens_BT.dtype, jnp.integer):
+        raise ValueError(
+            f"tokens are {tokens_BT.dtype}{list(shape)}; they must be integers [batch, time]"
+        )
+    if pos_BT is not None and pos_BT.shape != shape:
+        raise ValueError(f"pos_BT has shape {list(pos_BT.shape)}, the tokens have {list(shape)}")
+    if cfg.learned_pos and pos_BT is None and cache is None and shape[1] > cfg.max_len:
+        raise ValueError(
+            f"{shape[1]} tokens, but {cfg.family} has learned positions for {cfg.max_len}"
+        )
+    if cache is not None and cache.pos.shape[0] != shape[0]:
+        raise ValueError(f"the cache holds {cache.pos.shape[0]} rows, the batch has {shape[0]}")
+    if cache is not None and shape[1] > cache.pos.shape[1]:
+        raise ValueError(f"{shape[1]} tokens do not fit into a cache of {cache.pos.shape[1]} slots")

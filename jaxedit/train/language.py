@@ -78,7 +78,7 @@ class LanguageConfig:
     eval: EvalConfig = EvalConfig()
     accumulate: int = 1  # parts of a batch whose gradients are added up
     remat: bool = False  # activations are computed again in the backward pass
-    unroll: bool = False  # no loop over layers: longer to compile, faster for few layers on a CPU
+    unroll: bool = False  # no loop over layers: longer to compile, faster for few layers
     dtype: Dtype = "float32"  # of the computation; trained weights are float32
     save_dtype: Dtype = "float32"  # of the model that is written at the end
     seed: int = 0

@@ -74,8 +74,9 @@ def cross_entropy(
     params: Params, x_BTD: Array, next_BT: Array, counts_BT: Array, cfg: ModelConfig, deltas: Any
 ) -> Array:
     """Over the vocabulary, in parts along time."""
-    ends = {k: v for k, v in params.items() if k in ("norm", "head") or (k == "embed" and cfg.tied)}
-    changes = {k: v for k, v in (deltas or {}).items() if k in ("embed", "head")}
+    used = ("norm", "head", "embed") if cfg.tied else ("norm", "head")
+    only = lambda tree: {k: v for k, v in tree.items() if k in used}
+    weights = only(params), only(deltas or {})
 
     def part(weights: Any, x_BtD: Array, fixed: tuple[Array, Array]) -> Array:
         (ends, changes), (next_Bt, counts_Bt) = weights, fixed
@@ -87,9 +88,9 @@ def cross_entropy(
     B, T = next_BT.shape
     parts = parts_of(B * T * cfg.vocab, T)
     if parts == 1:
-        return part((ends, changes), x_BTD, (next_BT, counts_BT))
+        return part(weights, x_BTD, (next_BT, counts_BT))
     cut = lambda z: z.reshape(B, parts, T // parts, *z.shape[2:]).swapaxes(0, 1)
-    return in_parts(part, (ends, changes), cut(x_BTD), (cut(next_BT), cut(counts_BT)))
+    return in_parts(part, weights, cut(x_BTD), (cut(next_BT), cut(counts_BT)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxedit.base import Array, LowRank, Params
 from jaxedit.data.answers import Answers
 from jaxedit.edit import descent, inner
+from jaxedit.edit.abreast import repeated
 from jaxedit.edit.editor import Editor, RowsConfig
 from jaxedit.edit.inner import Places
 from jaxedit.edit.learner import (
@@ -43,7 +44,6 @@ from jaxedit.edit.learner import (
     editor,
     outcome,
     parts_of,
-    repeated,
 )
 from jaxedit.edit.weights import ke
 from jaxedit.models.config import ModelConfig
