@@ -97,6 +97,19 @@ def test_the_loss_in_parts_is_the_loss(monkeypatch, cfg):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, cut_grads)
 
 
+def test_the_loss_in_parts_on_a_mesh(monkeypatch):
+    monkeypatch.setattr(loss_module, "LOGITS", 4 * 4 * SHAPE.vocab)  # 4 parts
+    tokens = jax.random.randint(jax.random.key(1), (4, 17), 0, SHAPE.vocab)
+    run = jax.jit(jax.value_and_grad(lambda p: next_token(p, tokens, SHAPE)[0]))
+    want, grads = run(jaxedit.init(jax.random.key(0), SHAPE))
+    spread = jaxedit.init(jax.random.key(0), SHAPE, mesh=MeshConfig(2, 2, 2).make())
+    got, spread_grads = run(spread)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), spread_grads, grads)
+    held = lambda tree: jax.tree.map(lambda x: x.sharding.shard_shape(x.shape), tree)
+    assert held(spread_grads) == held(spread)
+
+
 def test_parts_compute_no_product_twice_and_none_in_vain(monkeypatch):
     """With the vocabulary: forward, and back by what is trained."""
     cfg = SHAPE.replace(layers=1, embed=16, heads=1, kv_heads=1, head_dim=16, mlp=16, vocab=4096)
