@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxedit.base import Array, Params, Write
 from jaxedit.data.answers import Answers
 from jaxedit.models.config import ModelConfig
+from jaxedit.models.layers import columns
 from jaxedit.models.sites import check_names, matrices, sites
 from jaxedit.models.transformer import run_blocks
 from jaxedit.models.vocabulary import embed, unembed
@@ -99,7 +100,7 @@ def above(
 
 def told(params: Params, x_BTD: Array, rows: Answers, cfg: ModelConfig) -> Array:
     """Log-probabilities in the place of the answers' tokens, [B, U, V]."""
-    x_BUD = jnp.take_along_axis(x_BTD, jnp.asarray(rows.at_BU)[..., None], 1)
+    x_BUD = columns(x_BTD, jnp.asarray(rows.at_BU))
     return jax.nn.log_softmax(unembed(params, x_BUD, cfg))
 
 

@@ -1,20 +1,18 @@
 """The value search: the vector that, added at one token of one layer, makes a target likely.
 
-Only a corner of the model moves. Layers up to the edited one and columns before the edited token
-never see the vector, so they run once; the search iterates on the layers above, the columns from
-the token on, and the logits that the loss reads. All requests are searched at once, each with its
-own stop. The loss of a request (ROME eq. 4, as the authors' code computes it):
+Only a corner of the model moves (edit.corner). All requests are searched at once, each with its own
+stop. The loss of a request (ROME eq. 4, as the authors' code computes it):
 
     mean over contexts of  - mean over target tokens of log p(target)
     + kl · KL(p now || p before) of what the row about the subject says at the subject
     + weight_decay · |delta| / |h0|² (+ `extra`, a method's own term, which has no say in the stop)
 
-Shapes as in data.aligned; B = N R rows, D embed, F mlp, V vocab.
+Shapes as in data.aligned; D embed, F mlp, V vocab.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,17 +20,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxedit.base import Array, Cache, Params
+from jaxedit.base import Array, Params
 from jaxedit.data.aligned import Aligned
-from jaxedit.models.cache import init_cache
+from jaxedit.edit.corner import Deltas, corner, freeze
 from jaxedit.models.config import ModelConfig
-from jaxedit.models.layers import mlp, norm
-from jaxedit.models.transformer import run_blocks
-from jaxedit.models.vocabulary import embed, unembed
-from jaxedit.sharding import constrain, on_mesh_of
+from jaxedit.models.vocabulary import unembed
+from jaxedit.sharding import on_mesh_of
 
 SITES = ("mlp_down", "resid_post", "attn_o")
-Deltas = dict[str, Array]  # site -> [N, D] float32
 # (params, batch, model's config, layer) -> (delta -> [N]); static, so it compares by value
 Extra = Callable[[Params, Aligned, ModelConfig, int], Callable[[Deltas], Array]]
 
@@ -73,15 +68,6 @@ class Values:
     def found(self) -> Deltas:
         """h0 + delta, by site."""
         return {site: self.h0[site] + self.delta[site] for site in self.h0}
-
-
-@struct.dataclass
-class Frozen:
-    """What the vector cannot reach."""
-
-    tail_NRTD: Array  # the residual stream above the layer, from the token on
-    cache: Cache  # keys and values of the columns before it, for the layers above
-    seen: dict[str, Array]  # site -> [N, R, dim] at the token
 
 
 def search(
@@ -167,7 +153,7 @@ def _search(
         return i + 1, delta, moments, base_NV, easy_N, done_N, steps_N, failed_N, seen
 
     delta = jax.tree.map(jnp.zeros_like, h0)
-    width = jax.eval_shape(partial(unembed, params, cfg=cfg), frozen.tail_NRTD[:, 0]).shape[-1]
+    width = jax.eval_shape(partial(unembed, params, cfg=cfg), frozen.said.x_MTD).shape[-1]
     seen = {"loss": jnp.full((N, opt.steps), jnp.nan)}
     seen |= {s: jnp.full((N, opt.steps, h.shape[-1]), jnp.nan) for s, h in h0.items() if trace}
     never, none = jnp.zeros(N, bool), jnp.full(N, -1, jnp.int32)
@@ -183,78 +169,6 @@ def _search(
     keys_NCF = frozen.seen["mlp_key"][:, :C].astype(jnp.float32)
     out_NCD = frozen.seen["mlp_down"][:, :C].astype(jnp.float32)
     return Values(h0, delta, keys_NCF, out_NCD, loss_N, steps_N, failed_N, seen)
-
-
-def freeze(params: Params, batch: Aligned, cfg: ModelConfig, layer: int) -> Frozen:
-    """Runs what the vector cannot reach, once."""
-    (N, R, S), P = batch.tokens_NRS.shape, batch.prefix
-    B = N * R
-    tokens_BS = constrain(batch.tokens_NRS.reshape(B, S), "batch", None)
-    pos_BS = constrain(batch.pos_NRS.reshape(B, S), "batch", None)
-    token_B1 = jnp.full((B, 1), P, jnp.int32)
-    wanted = ("mlp_key", "mlp_down", "mlp_out", "attn_o", "attn_out", "resid_pre", "resid_post")
-    x_BSD = embed(params, tokens_BS, cfg, pos_BT=pos_BS)
-    x_BSD, seen, _ = run_blocks(
-        params, x_BSD, cfg, pos_BT=pos_BS, stop=layer + 1, reads=dict.fromkeys(wanted, token_B1)
-    )
-    cache = init_cache(cfg, B, S, layers=cfg.layers - layer - 1)
-    if P and layer + 1 < cfg.layers:
-        _, _, filled = run_blocks(
-            params, x_BSD[:, :P], cfg, pos_BT=pos_BS[:, :P], start=layer + 1, cache=cache
-        )
-        cache = filled or cache
-    seen = {site: x[-1, :, 0].reshape(N, R, -1) for site, x in seen.items()}
-    return Frozen(x_BSD[:, P:].reshape(N, R, S - P, -1), cache, seen)
-
-
-def corner(
-    params: Params, batch: Aligned, cfg: ModelConfig, layer: int, frozen: Frozen, delta: Deltas
-) -> Array:
-    """Logits [N, Q, V] at the columns that the loss reads, with delta added at the token."""
-    x_NRTD = tail(params, batch, cfg, layer, frozen, delta)
-    N, _, _, D = x_NRTD.shape
-    x_NQD = jnp.take_along_axis(x_NRTD.reshape(N, -1, D), batch.at_NQ[..., None], 1)
-    return unembed(params, x_NQD, cfg)  # one product with the vocabulary for targets and KL
-
-
-def tail(
-    params: Params, batch: Aligned, cfg: ModelConfig, layer: int, frozen: Frozen, delta: Deltas
-) -> Array:
-    """The last residual stream from the token on, [N, R, T, D], with delta added at the token."""
-    (N, R, S), P = batch.tokens_NRS.shape, batch.prefix
-    x_NRTD = frozen.tail_NRTD.at[:, :, 0].set(enter(params, frozen.seen, delta, cfg, layer))
-    x_BTD = x_NRTD.reshape(N * R, S - P, -1)
-    if layer + 1 < cfg.layers:
-        pos_BT = batch.pos_NRS[:, :, P:].reshape(N * R, S - P)
-        how: dict[str, Any] = {"start": layer + 1, "cache": frozen.cache, "remat": True}
-        x_BTD, _, _ = run_blocks(params, x_BTD, cfg, pos_BT=pos_BT, keep=False, **how)
-    return x_BTD.reshape(N, R, S - P, -1)
-
-
-def enter(
-    params: Params, seen: Mapping[str, Array], delta: Deltas, cfg: ModelConfig, layer: int
-) -> Array:
-    """The residual stream at the token after the layer, [N, R, D], with delta in it."""
-    moved = lambda site: seen[site] + delta[site][:, None].astype(seen[site].dtype)
-    if "resid_post" in delta:
-        return moved("resid_post")
-    if "attn_o" not in delta and not cfg.post_norm:
-        d_ND = delta["mlp_down"]
-        return seen["resid_post"] + d_ND[:, None].astype(seen["resid_post"].dtype)
-    p = jax.tree.map(lambda z: z[layer], params["blocks"])
-    after = lambda name, x: norm(p[name], x, cfg) if name in p else x
-    if "attn_o" not in delta:
-        m_NRD = after("post_norm2", moved("mlp_down"))
-        return seen["resid_post"] - seen["mlp_out"] + m_NRD
-    a_NRD = after("post_norm1", moved("attn_o"))
-    if cfg.parallel:
-        m_NRD = after("post_norm2", moved("mlp_down"))
-        return seen["resid_pre"] + a_NRD + m_NRD
-    x_NRD = seen["resid_pre"] + a_NRD  # the MLP of this layer sees what attention adds
-    plain = lambda _site, x: x
-    m_NRD = mlp(p["mlp"], after("norm2", x_NRD), cfg, tap=plain, deltas={})
-    m_NRD = m_NRD + delta["mlp_down"][:, None].astype(m_NRD.dtype)
-    return x_NRD + after("post_norm2", m_NRD)
 
 
 def target_loss(logp_NQV: Array, batch: Aligned) -> Array:

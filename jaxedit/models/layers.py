@@ -57,6 +57,11 @@ def turn(p: Any) -> Any:
     return out
 
 
+def columns(x_BTD: Array, at_BQ: Array) -> Array:
+    """x at some columns of every row, [B, Q, D]."""
+    return jnp.take_along_axis(x_BTD, at_BQ[..., None], 1)
+
+
 def norm(p: Mapping[str, Array], x: Array, cfg: ModelConfig) -> Array:
     """LayerNorm or RMSNorm over the last axis, in float32."""
     y = x.astype(jnp.float32)
@@ -130,31 +135,35 @@ def attention(
     plain: bool,
     tap: Tap,
     deltas: Mapping[str, Any],
+    at_BQ: Array | None = None,
 ) -> Array:
     """Self-attention. `store` takes the new keys and values and gives back all that are to be
-    attended to.
+    attended to. at_BQ: the columns that ask; None: all.
     """
-    B, T, _ = x_BTD.shape
     x_BTD = tap("attn_in", x_BTD)
+    asks, pos_BQ = x_BTD, pos_BT
+    if at_BQ is not None:
+        asks, pos_BQ = columns(x_BTD, at_BQ), jnp.take_along_axis(pos_BT, at_BQ, 1)
 
-    def project(name: str) -> Array:
+    def project(name: str, x_BTD: Array) -> Array:
         y_BTO = tap(f"attn_{name}", linear(p[name], x_BTD, deltas.get(f"attn/{name}", ())))
         weight = p.get(f"{name}_norm")
-        heads = (B, T, -1, cfg.head_dim)
+        heads = (*y_BTO.shape[:2], -1, cfg.head_dim)
         if weight is None:
             return y_BTO.reshape(heads)
         if cfg.qk_norm == "full":
             return norm(weight, y_BTO, cfg).reshape(heads)
         return norm(weight, y_BTO.reshape(heads), cfg)
 
-    q_BTNH, k_BTKH, v_BTKH = project("q"), project("k"), project("v")
+    q_BTNH, k_BTKH, v_BTKH = project("q", asks), project("k", x_BTD), project("v", x_BTD)
     if sincos is not None:
-        q_BTNH, k_BTKH = rotate(q_BTNH, sincos, cfg), rotate(k_BTKH, sincos, cfg)
+        mine = sincos if at_BQ is None else jax.vmap(columns, (0, None))(sincos, at_BQ)
+        q_BTNH, k_BTKH = rotate(q_BTNH, mine, cfg), rotate(k_BTKH, sincos, cfg)
     k_BKSH, v_BKSH = store(k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
     z_BTNH = attend(
-        q_BTNH, k_BKSH, v_BKSH, cfg, pos_BT=pos_BT, pos_BS=pos_BS, window=window, plain=plain
+        q_BTNH, k_BKSH, v_BKSH, cfg, pos_BT=pos_BQ, pos_BS=pos_BS, window=window, plain=plain
     )
-    z_BTO = tap("attn_z", z_BTNH.reshape(B, T, -1))
+    z_BTO = tap("attn_z", z_BTNH.reshape(*z_BTNH.shape[:2], -1))
     return tap("attn_o", linear(p["o"], z_BTO, deltas.get("attn/o", ())))
 
 

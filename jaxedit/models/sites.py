@@ -82,6 +82,19 @@ def tap(
     return x_BTD
 
 
+def split(named: dict[str, tuple]) -> dict[str, tuple]:
+    """What the scan slices: the leaves on all layers; None in the place of the others."""
+    return {k: tuple(v if v.layers is None else None for v in vs) for k, vs in named.items()}
+
+
+def join(sliced: dict[str, tuple], named: dict[str, tuple], layer: Array) -> dict[str, tuple]:
+    """One layer's writes or deltas: what the scan sliced, and the others picked."""
+    one = lambda s, v: v.at(layer) if s is None else s
+    return {
+        k: tuple(one(s, v) for s, v in zip(sliced[k], vs, strict=True)) for k, vs in named.items()
+    }
+
+
 def check_shapes(
     tokens_BT: Array, pos_BT: Array | None, cache: Cache | None, cfg: ModelConfig
 ) -> None:

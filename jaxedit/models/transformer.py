@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jaxedit.base import Array, Cache, Deltas, Output, Params, Reads, Writes, chains
 from jaxedit.models.cache import run_unstacked
 from jaxedit.models.config import ModelConfig
-from jaxedit.models.layers import attention, mlp, norm, rotations
-from jaxedit.models.sites import check_names, check_shapes, matrices, sites, tap
+from jaxedit.models.layers import attention, columns, mlp, norm, rotations
+from jaxedit.models.sites import check_names, check_shapes, join, matrices, sites, split, tap
 from jaxedit.models.specs import pin
 from jaxedit.models.vocabulary import embed, unembed
 from jaxedit.sharding import constrain, on_mesh_of
@@ -88,7 +88,7 @@ def _forward(
         params, tokens_BT, cfg, pos_BT, cache, reads, writes, deltas, remat
     )
     if logits_at is not None:
-        x_BTD = jnp.take_along_axis(x_BTD, logits_at[..., None], axis=1)
+        x_BTD = columns(x_BTD, logits_at)
     return Output(unembed(params, x_BTD, cfg, deltas=deltas), seen, cache)
 
 
@@ -168,6 +168,7 @@ def run_blocks(
     plain: bool = False,
     unroll: bool = False,
     keep: bool = True,
+    at_BQ: Array | None = None,
 ) -> tuple[Array, dict[str, Array], Cache | None]:
     """Scans layers [start, stop): work on layer l need not run the layers below it again.
 
@@ -176,12 +177,18 @@ def run_blocks(
     unroll: layers one after the other in the program, not in a loop: longer to compile, faster in
     training. keep: the cache comes back with these columns in it. Where gradients are wanted of a
     run that only reads it, say False: a loop that carries the cache of all layers saves it at every
-    one of them.
+    one of them. at_BQ: the columns of every row that come out, [B, Q, D]; the last layer that runs
+    then computes nothing for the others but keys and values, so nothing is read or written.
     """
     stop = cfg.layers if stop is None else stop
     if not 0 <= start <= stop <= cfg.layers:
         raise ValueError(f"layers [{start}, {stop}) of a model with {cfg.layers}")
     reads, writes, deltas = dict(reads or {}), chains(writes), chains(deltas)
+    unstacked = isinstance(params["blocks"], tuple)
+    if at_BQ is not None and (reads or writes or start == stop or unstacked):
+        raise ValueError(
+            "at_BQ: of a run of stacked layers, at least one, without reads and writes"
+        )
     slot, pos_BS = jnp.int32(0), pos_BT
     if cache is not None:
         slot = cache.end
@@ -193,7 +200,7 @@ def run_blocks(
     kind_L = jnp.asarray(cfg.rope_kind) if cfg.rope_kind else None
 
     # leaves on all layers are sliced by the scan, the others picked by the layer's number
-    whole = (start, stop) == (0, cfg.layers)
+    whole = (start, stop) == (0, cfg.layers) and at_BQ is None
     scanned, picked = split(writes), split(deltas)
     # Where only some layers run, weights are picked by number too: slicing the stack inside jit
     # would copy it. (They are then not differentiated efficiently; a method that trains weights
@@ -201,7 +208,9 @@ def run_blocks(
     old = None if cache is None or keep else (cache.k, cache.v)
     xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked, old)
 
-    def one(x_BTD: Array, i: Array, p: Params, w: dict, d: dict, store: Any) -> tuple[Array, dict]:
+    def one(
+        x_BTD: Array, i: Array, p: Params, w: dict, d: dict, store: Any, at_BQ: Array | None = None
+    ) -> tuple[Array, dict]:
         found: dict[str, Array] = {}
         x_BTD = block(
             p,
@@ -215,6 +224,7 @@ def run_blocks(
             sincos=None if sincos is None else sincos[0 if kind_L is None else kind_L[i]],
             tap=partial(tap, reads=reads, writes=join(w, writes, i), seen=found),
             deltas=join(d, deltas, i),
+            at_BQ=at_BQ,
         )
         return x_BTD, found
 
@@ -224,10 +234,10 @@ def run_blocks(
         new = new.astype(old.dtype)[None] if layer else new.astype(old.dtype)
         return jax.lax.dynamic_update_slice(old, new, at)
 
-    if isinstance(params["blocks"], tuple):  # as `unstack` makes it
+    if unstacked:  # as `unstack` makes it
         return run_unstacked(one, put, params["blocks"][start:stop], x_BTD, xs, cache, pos_BS)
 
-    def step(carry: tuple, xs: tuple) -> tuple[tuple, dict[str, Array]]:
+    def step(carry: tuple, xs: tuple, at_BQ: Array | None = None) -> tuple[tuple, dict[str, Array]]:
         x_BTD, kv = carry
         i, p, w, d, old = xs
         if p is None:
@@ -246,38 +256,38 @@ def run_blocks(
             k, v = (jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False) for c in kv)
             return k, v
 
-        x_BTD, found = one(x_BTD, i, p, w, d, store)
+        x_BTD, found = one(x_BTD, i, p, w, d, store, at_BQ)
         return (x_BTD, kv), found
 
     if remat:
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     first = (cache.k, cache.v) if cache is not None and keep else None
+    if at_BQ is not None:
+        xs, last = jax.tree.map(lambda z: z[:-1], xs), jax.tree.map(lambda z: z[-1], xs)
     (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, first), xs, unroll=unroll)
+    if at_BQ is not None:
+        (x_BTD, kv), _ = step((x_BTD, kv), last, at_BQ)
     if cache is None or kv is None:
         return x_BTD, seen, None
     return x_BTD, seen, Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
 
 
-def split(named: dict[str, tuple]) -> dict[str, tuple]:
-    """What the scan slices: the leaves on all layers; None in the place of the others."""
-    return {k: tuple(v if v.layers is None else None for v in vs) for k, vs in named.items()}
-
-
-def join(sliced: dict[str, tuple], named: dict[str, tuple], layer: Array) -> dict[str, tuple]:
-    """One layer's writes or deltas: what the scan sliced, and the others picked."""
-    one = lambda s, v: v.at(layer) if s is None else s
-    return {
-        k: tuple(one(s, v) for s, v in zip(sliced[k], vs, strict=True)) for k, vs in named.items()
-    }
-
-
 def block(
-    p: Params, x_BTD: Array, cfg: ModelConfig, *, tap: Any, deltas: Mapping[str, Any], **attend: Any
+    p: Params,
+    x_BTD: Array,
+    cfg: ModelConfig,
+    *,
+    tap: Any,
+    deltas: Mapping[str, Any],
+    at_BQ: Array | None = None,
+    **attend: Any,
 ) -> Array:
-    """One layer of the residual stream."""
+    """One layer of the residual stream; at_BQ: of these columns."""
     x_BTD = tap("resid_pre", x_BTD)
     h_BTD = norm(p["norm1"], x_BTD, cfg) if "norm1" in p else x_BTD
-    a_BTD = attention(p["attn"], h_BTD, cfg, tap=tap, deltas=deltas, **attend)
+    a_BTD = attention(p["attn"], h_BTD, cfg, tap=tap, deltas=deltas, at_BQ=at_BQ, **attend)
+    if at_BQ is not None:
+        x_BTD, h_BTD = columns(x_BTD, at_BQ), columns(h_BTD, at_BQ)
     a_BTD = tap("attn_out", norm(p["post_norm1"], a_BTD, cfg) if "post_norm1" in p else a_BTD)
     if not cfg.parallel:
         x_BTD = h_BTD = tap("resid_mid", x_BTD + a_BTD)

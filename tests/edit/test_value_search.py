@@ -11,7 +11,7 @@ from families import jit, write_model
 import jaxedit
 from jaxedit.base import Write
 from jaxedit.data.aligned import Tokens, align
-from jaxedit.edit import values
+from jaxedit.edit import corner, values
 from jaxedit.edit.values import ValueConfig, search
 from jaxedit.models import specs
 from jaxedit.models.shapes import SHAPES
@@ -241,9 +241,9 @@ VARIANTS = ("gptj", "gemma2", "gemma3", "olmo2")  # GPT-2 and Llama are above
 @partial(jit, static_argnames=("cfg", "layer"))
 def corners(params, batch, cfg, layer, delta):
     """Logits that the loss reads, for the sites of every method; and what a method reads."""
-    frozen = values.freeze(params, batch, cfg, layer)
+    frozen = corner.freeze(params, batch, cfg, layer)
     of = lambda sites: {s: delta[s] for s in sites}
-    run = lambda sites: values.corner(params, batch, cfg, layer, frozen, of(sites))
+    run = lambda sites: corner.corner(params, batch, cfg, layer, frozen, of(sites))
     return {name: run(sites) for name, sites in SITES.items()}, frozen.seen
 
 

@@ -24,9 +24,10 @@ import jax.numpy as jnp
 from jaxedit.base import Array, Params
 from jaxedit.data.aligned import Aligned, Beside
 from jaxedit.data.cases import SLOT, EditRequest
-from jaxedit.edit import values
+from jaxedit.edit import corner
+from jaxedit.edit.corner import Deltas
 from jaxedit.edit.editor import Editor
-from jaxedit.edit.values import Deltas, length
+from jaxedit.edit.values import length
 from jaxedit.edit.weights.rome import RomeConfig, family
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.layers import norm
@@ -92,13 +93,15 @@ class Distances:
             pos_NRS=texts.pos_NXCS[:, 0],
             prefix=texts.tokens_NXCS.shape[-1] - 1,
         )
-        frozen = values.freeze(params, subject, cfg, layer)
+        frozen = corner.freeze(params, subject, cfg, layer)
+        first_M1 = jnp.zeros((len(frozen.said.x_MTD), 1), jnp.int32)
         has_NXC = jnp.asarray(texts.size_NXC) > 0
         size_NC1 = jnp.asarray(texts.size_NXC)[:, 0, :, None].astype(jnp.float32)
 
         def term(delta: Deltas) -> Array:
-            x_NCTD = values.tail(params, subject, cfg, layer, frozen, delta)
-            now_NCD = norm(params["norm"], x_NCTD[:, :, 0], cfg).astype(jnp.float32)
+            x_NCD = corner.enter(params, frozen.seen, delta, cfg, layer)
+            x_NCD = corner.above(params, frozen.said, x_NCD, first_M1, cfg, layer)
+            now_NCD = norm(params["norm"], x_NCD, cfg).astype(jnp.float32)
             moved_NCD = (now_NCD - last_NCD) / size_NC1
             return self.alpha * distances(h_NXCD.at[:, 0].add(moved_NCD), has_NXC, self.beta)
 
