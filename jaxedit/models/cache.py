@@ -41,7 +41,7 @@ def run_unstacked(
     """What the scan of `run_blocks` does, layer by layer, on what `unstack` made."""
     if cache is None:
         raise ValueError("unstacked layers are for decoding, with a cache")
-    numbers, _, writes, deltas, _ = xs
+    numbers, _, writes, deltas = xs
     old, kept, read = cache, [], []
     for j, p in enumerate(blocks):
 

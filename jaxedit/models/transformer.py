@@ -205,8 +205,7 @@ def run_blocks(
     # Where only some layers run, weights are picked by number too: slicing the stack inside jit
     # would copy it. (They are then not differentiated efficiently; a method that trains weights
     # runs all layers.)
-    old = None if cache is None or keep else (cache.k, cache.v)
-    xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked, old)
+    xs = (jnp.arange(start, stop), params["blocks"] if whole else None, scanned, picked)
 
     def one(
         x_BTD: Array, i: Array, p: Params, w: dict, d: dict, store: Any, at_BQ: Array | None = None
@@ -239,7 +238,8 @@ def run_blocks(
 
     def step(carry: tuple, xs: tuple, at_BQ: Array | None = None) -> tuple[tuple, dict[str, Array]]:
         x_BTD, kv = carry
-        i, p, w, d, old = xs
+        i, p, w, d = xs
+        numbered = lambda c: jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False)
         if p is None:
             p = jax.tree.map(
                 lambda z: jax.lax.dynamic_index_in_dim(z, i, keepdims=False), params["blocks"]
@@ -247,26 +247,25 @@ def run_blocks(
 
         def store(k_BKTH: Array, v_BKTH: Array) -> tuple[Array, Array]:
             nonlocal kv
-            if old is not None:
-                return put(old[0], k_BKTH), put(old[1], v_BKTH)
-            if kv is None:
+            if cache is None:
                 return k_BKTH, v_BKTH
+            if kv is None:
+                return put(numbered(cache.k), k_BKTH), put(numbered(cache.v), v_BKTH)
             # in the carry, not the scan's inputs and outputs: XLA then updates the cache in place
             kv = (put(kv[0], k_BKTH, i - start), put(kv[1], v_BKTH, i - start))
-            k, v = (jax.lax.dynamic_index_in_dim(c, i - start, keepdims=False) for c in kv)
-            return k, v
+            return numbered(kv[0]), numbered(kv[1])
 
         x_BTD, found = one(x_BTD, i, p, w, d, store, at_BQ)
         return (x_BTD, kv), found
 
-    if remat:
-        step = jax.checkpoint(step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    again = partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+    looped = again(step, prevent_cse=False) if remat else step
     first = (cache.k, cache.v) if cache is not None and keep else None
     if at_BQ is not None:
         xs, last = jax.tree.map(lambda z: z[:-1], xs), jax.tree.map(lambda z: z[-1], xs)
-    (x_BTD, kv), seen = jax.lax.scan(step, (x_BTD, first), xs, unroll=unroll)
+    (x_BTD, kv), seen = jax.lax.scan(looped, (x_BTD, first), xs, unroll=unroll)
     if at_BQ is not None:
-        (x_BTD, kv), _ = step((x_BTD, kv), last, at_BQ)
+        (x_BTD, kv), _ = (again(step) if remat else step)((x_BTD, kv), last, at_BQ)
     if cache is None or kv is None:
         return x_BTD, seen, None
     return x_BTD, seen, Cache(*kv, pos=pos_BS, end=cache.end + pos_BT.shape[1])
