@@ -1,7 +1,8 @@
 """Non-vacuous bounds of language models that few numbers choose (SubLoRA, Lotfi et al., 2024).
 
+    python -m jaxedit.bounds --config configs/sublora.py:world
+    jaxedit bound verify runs/bounds/world
     python -m jaxedit.bounds --config configs/sublora.py:eltec --set sample.text.paths=NOVELS
-    jaxedit bound verify runs/bounds/eltec
     python -m jaxedit.bounds --config configs/sublora.py:modes --set base.sample.text.paths=NOVELS
     python -m jaxedit.train --config configs/sublora.py:eltec-train
 
@@ -9,10 +10,11 @@ NOVELS is any English text as JSONL, such as ELTeC's English novels (eltec_eng.j
 of it are drawn independently, so that the true risk can be measured beside the bound. One CPU, but
 for gpt2-small and gpt2-small-train (one GPU).
 
-eltec: one certificate. modes: SubLoRA beside LoRA alone, a subspace of all weights, and all weights
-(table 1 of the paper). sizes: models of several sizes (table 2, figure 3). dims: how many numbers
-(figure 2). shuffled: text whose tokens are permuted (figure 4). finetuned: the shipped model, which
-has seen none of the text, as the prior.
+world: one certificate, of text about the small world, which needs no file. eltec: the same of
+novels. modes: SubLoRA beside LoRA alone, a subspace of all weights, and all weights (table 1 of the
+paper). sizes: models of several sizes (table 2, figure 3). dims: how many numbers (figure 2).
+fronts: how many, of which rank and how many levels (figure 1). shuffled: text whose tokens are
+permuted (figure 4). finetuned: the shipped model, which has seen none of the text, as the prior.
 """
 
 import dataclasses
@@ -49,9 +51,15 @@ SWEEPS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ),
     "dims": tuple((str(d), (f"family.subspace.dim={d}",)) for d in (100, 256, 484, 1024, 2025)),
     "shuffled": tuple((str(n), (f"sample.shuffled={n}",)) for n in (0, 2, 4, 16, 64)),
+    "fronts": tuple(
+        (f"rank {r}, {k} levels: {d}", (
+            f"family.lora.rank={r}", f"round.levels={k}", f"family.subspace.dim={d}",
+        ))
+        for r, k in ((1, 7), (4, 3), (4, 11)) for d in (100, 484, 2025)
+    ),
 }  # fmt: skip
-AXES = {"dims": "numbers", "shuffled": "tokens permuted together"}
-PRESETS = ("eltec", "eltec-train", *SWEEPS, "finetuned", "gpt2-small", "gpt2-small-train")
+AXES = {"dims": "numbers", "shuffled": "tokens permuted together", "fronts": "bytes"}
+PRESETS = ("world", "eltec", "eltec-train", *SWEEPS, "finetuned", "gpt2-small", "gpt2-small-train")
 SMALL = SHAPES["gpt2-small"].replace(
     layers=2, embed=64, heads=4, kv_heads=4, head_dim=16, mlp=256, vocab=257, max_len=128,
     bos_id=256, eos_ids=(256,),
@@ -62,6 +70,9 @@ FAST = dataclasses.replace(PUBLISHED, lr=2e-2, warmup=100, final=0.05, weight_de
 def config(preset: str = "eltec") -> Any:
     name = preset.removesuffix("-train")
     base = gpt2_small() if name == "gpt2-small" else eltec()
+    if name == "world":
+        text = Source(paths=("world:small:0:200000",), cut=64)
+        base = dataclasses.replace(base, sample=SampleConfig(text, draws=200_000))
     if name == "finetuned":
         base = finetuned(base)
     if preset.endswith("-train"):
@@ -69,7 +80,7 @@ def config(preset: str = "eltec") -> Any:
     if preset not in SWEEPS:
         return dataclasses.replace(base, workdir=f"runs/bounds/{preset}")
     variants = SWEEPS[preset]
-    if preset != "dims":
+    if preset not in ("dims", "fronts"):
         choices = Choices(levels=(7,), models=len(variants) if preset != "shuffled" else 1)
         base = dataclasses.replace(base, choices=choices)
     return SweepConfig(base, variants, AXES.get(preset, ""), f"runs/bounds/{preset}")

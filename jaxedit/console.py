@@ -182,7 +182,7 @@ def bound(argv: Sequence[str]) -> int:
     args = ap.parse_args(argv)
     if (args.action == "export") != bool(args.out):
         raise ValueError("export writes a model to --out FOLDER; the others have no --out")
-    from jaxedit.bounds.certificate import certified, read, verify
+    from jaxedit.bounds.verify import certified, read, verify
     from jaxedit.hf.save import save
     from jaxedit.report import bounds
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxedit import delta, settings
 from jaxedit.base import Array, Deltas, Params
 from jaxedit.bounds import message, risk
-from jaxedit.bounds.claims import ClaimConfig, Seen, chosen, claims
+from jaxedit.bounds.claims import ClaimConfig, Seen, chosen, claims, fixed
 from jaxedit.bounds.message import Message
 from jaxedit.bounds.sample import Sample, SampleConfig, load
 from jaxedit.data.asked import requests as read_requests
@@ -56,6 +56,8 @@ class BitsConfig:
     workdir: str = "runs/bits"
 
     def __post_init__(self) -> None:
+        if not self.alphas or not all(0 < a < 1 for a in self.alphas):
+            raise ValueError(f"alphas={self.alphas}: at least one, and all between 0 and 1")
         if (
             not self.methods
             or min(*self.ranks, *(n - 1 for n in self.levels), self.bounded + 1) < 1
@@ -100,6 +102,7 @@ def run(cfg: BitsConfig, progress: Progress = quiet) -> dict[str, Any]:
     summary = {
         "model": cfg.model, "edits": len(requests), "before": before,
         "m": len(sample), "n": cfg.claim.evaluated or len(sample), "theorem": cfg.claim.theorem,
+        "delta": cfg.claim.delta / (1 + len(cfg.claim.topk)),
         "skipped": [[s.row, s.reason] for s in skipped],
         "methods": {m: summarise(some, before) for m, some in every.items()},
     }  # fmt: skip
@@ -158,8 +161,11 @@ def bound(
     """Bits per token of a model with an edit, and their bound."""
     documents = chosen(cfg.claim, sample)["main"]
     read = risk.read(model.params, deltas or None, model.cfg, sample, documents, cfg.claim.read)
-    nats = 8 * len(data) * math.log(2)
-    found = claims(cfg.claim, cfg.alphas, sample, Seen(read, None, None), nats)["bits"]
+    # the file names the edit; which alpha smooths it is one more choice of the prior's
+    nats = 8 * len(data) * math.log(2) + math.log(len(cfg.alphas))
+    found = claims(cfg.claim, cfg.alphas, sample, Seen(read, None, None), partial(fixed, nats))[
+        "bits"
+    ]
     return {"risk": found["risk"], "bound": found["bound"], "vacuous": found["vacuous"]}
 
 

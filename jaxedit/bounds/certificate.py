@@ -5,19 +5,19 @@ evaluated, and `verify` needs the certificate, the file and the data, not the tr
 """
 
 import dataclasses
+import functools
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxedit import merge, settings, tensorfile
+from jaxedit import settings, tensorfile
 from jaxedit.base import VERSION
 from jaxedit.bounds import fit, quantize, risk
 from jaxedit.bounds.claims import THEOREMS, ClaimConfig, Seen, beside, chosen, claims, parted
@@ -37,11 +37,11 @@ from jaxedit.bounds.family import hypothesis as rounded
 from jaxedit.bounds.fit import FitConfig, SubspaceTask
 from jaxedit.bounds.sample import Sample, SampleConfig, load
 from jaxedit.checksum import checksum
-from jaxedit.models.config import Model
+from jaxedit.models.config import ModelConfig
 from jaxedit.progress import Progress, quiet
 from jaxedit.train import loop
 
-FILE, CODE = "certificate.json", "hypothesis.bin"
+FILE, CODE, FORMAT = "certificate.json", "hypothesis.bin", 2
 Meters = Callable[[str, str], Progress]
 
 
@@ -73,15 +73,12 @@ def run(cfg: BoundConfig, meters: Meters = lambda label, unit: quiet) -> dict[st
     workdir = Path(cfg.workdir)
     found = family(cfg.family)
     sample = load(cfg.sample, found.base.tokenizer, meters("tokenising", "bytes"))
-    check(cfg, sample)
+    check(cfg, sample, found.base.cfg)
     w_d, levels = numbers(cfg, found, sample, workdir, meters)
     one = rounded(w_d, levels, cfg.choices.alphas[0])
-    data = encode(one, cfg.family, cfg.choices, cfg.round.levels)
-    nats = 8 * len(data) * math.log(2)
     seen = look(cfg, found, sample, one, meters("evaluating", "windows"))
-    # another alpha's file is as long, give or take a byte: the certificate counts the one it has
-    alpha = claims(cfg.claim, cfg.choices.alphas, sample, seen, nats)["bits"]["alpha"]
-    data = encode(one._replace(alpha=alpha), cfg.family, cfg.choices, cfg.round.levels)
+    best = claimed(cfg, sample, seen, one)["bits"]["alpha"]
+    data = encode(one._replace(alpha=best), cfg.family, cfg.choices, cfg.round.levels)
     workdir.mkdir(parents=True, exist_ok=True)
     put(workdir / CODE, data)
     certificate = certify_file(cfg, found, sample, data, meters, seen)
@@ -89,10 +86,15 @@ def run(cfg: BoundConfig, meters: Meters = lambda label, unit: quiet) -> dict[st
     return certificate
 
 
-def check(cfg: BoundConfig, sample: Sample) -> None:
+def check(cfg: BoundConfig, sample: Sample, model: ModelConfig) -> None:
     m, n = len(sample), cfg.claim.evaluated
     if n > m:
         raise ValueError(f"evaluated={n} documents of {m}: at most all of them, which is 0")
+    if (most := max(cfg.claim.topk, default=1)) >= sample.vocab:
+        raise ValueError(f"topk={most}: there are {sample.vocab} tokens")
+    read, longest = cfg.claim.read, model.max_len
+    if model.learned_pos and max(read.window, read.stride) > longest:
+        raise ValueError(f"read.window={read.window}: the model has positions for {longest} tokens")
     if cfg.claim.fresh and not len(sample.population):
         raise ValueError(
             f"fresh={cfg.claim.fresh}: without draws the true distribution is not known; set it 0"
@@ -164,19 +166,21 @@ def certify_file(
     params, deltas = place(found, one)
     if seen is None:
         seen = look(cfg, found, sample, one, meters("evaluating", "windows"))
-    nats = 8 * len(data) * math.log(2)
-    claimed = {
-        t: claims(cfg.claim, cfg.choices.alphas, sample, seen, nats, t, one.alpha) for t in THEOREMS
-    }
+    if cfg.claim.pilot and one.alpha != (best := claimed(cfg, sample, seen, one)["bits"]["alpha"]):
+        raise ValueError(f"the file says alpha = {one.alpha:g}, the pilot chooses {best:g}")
+    by = {t: claimed(cfg, sample, seen, one, t, one.alpha) for t in THEOREMS}
+    mine = by[cfg.claim.theorem]
     return {
-        "format": 1,
-        "claims": claimed[cfg.claim.theorem],
-        "theorems": {t: {k: v["bound"] for k, v in c.items()} for t, c in claimed.items()},
+        "format": FORMAT,
+        "claims": mine,
+        "theorems": {t: {k: v["bound"] for k, v in c.items()} for t, c in by.items()},
         "theorem": cfg.claim.theorem,
         "delta": cfg.claim.delta,
         "m": len(sample),
         "n": cfg.claim.evaluated or len(sample),
+        "candidates": cfg.claim.candidates,
         "bytes": len(data),
+        "sample_bits": compressed(sample, mine["bits"], len(data)),
         "numbers": len(one.symbols),
         "parameters": found.space.size,
         "levels": len(one.levels),
@@ -193,6 +197,28 @@ def certify_file(
     }
 
 
+def claimed(
+    cfg: BoundConfig, sample: Sample, seen: Seen, one: Hypothesis, theorem: str = "",
+    alpha: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
+    """What is claimed of a hypothesis, whose file is counted with each alpha."""
+
+    @functools.cache
+    def nats(alpha: float) -> float:
+        file = encode(one._replace(alpha=alpha), cfg.family, cfg.choices, cfg.round.levels)
+        return 8 * len(file) * math.log(2)
+
+    return claims(cfg.claim, cfg.choices.alphas, sample, seen, nats, theorem, alpha)
+
+
+def compressed(sample: Sample, bits: dict[str, Any], size: int) -> dict[str, float]:
+    """What the m documents take: plainly, by the model as the n say, and with its file."""
+    lengths = np.diff(sample.tokens.starts)[sample.documents_m] - 1
+    tokens = int(lengths.sum())
+    plain, model = tokens * bits["vacuous"], tokens * bits["risk"]
+    return {"tokens": tokens, "plain": plain, "model": model, "with_file": model + 8 * size}
+
+
 def as_tree(deltas: Any) -> dict[str, Any]:
     return {name: {"a": d.a, "b": d.b} for name, d in deltas.items()}
 
@@ -201,93 +227,3 @@ def put(file: Path, data: bytes) -> None:
     part = file.with_name(f".{file.name}.{os.getpid()}")
     part.write_bytes(data)
     os.replace(part, file)
-
-
-def certified(file: str | Path) -> Model:
-    """The model that a certificate speaks about, from its bytes: the weights that were evaluated,
-    with a head of its own where only the head of a tied one was changed.
-    """
-    stated, file = read(file)
-    cfg, data = config_of(stated, file), bytes_of(stated, file)
-    found = family(cfg.family)
-    one = decode(data, cfg.family, cfg.choices, found.space.dim, cfg.round.levels)
-    params, deltas = place(found, one)
-    base = found.base._replace(params=params)
-    if deltas is None:
-        return base
-    if "head" in deltas:
-        params, model = merge.untie(params, base.cfg)
-        base = base._replace(params=params, cfg=model)
-    return base._replace(params=merge.apply(base.params, deltas))
-
-
-def config_of(stated: dict[str, Any], file: Path) -> BoundConfig:
-    try:
-        return settings.restore(BoundConfig, stated["config"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file} is of another version of jaxedit ({error})") from None
-
-
-def bytes_of(stated: dict[str, Any], file: Path) -> bytes:
-    data = file.with_name(CODE).read_bytes()
-    same(stated, file, "hypothesis", hashlib.sha256(data).hexdigest())
-    return data
-
-
-def same(stated: dict[str, Any], file: Path, name: str, have: str) -> None:
-    if stated["sha256"][name] != have:
-        raise ValueError(f"{file}: the {name} is another than the one that was certified")
-
-
-class Difference(NamedTuple):
-    what: str
-    stated: float
-    found: float
-
-
-def read(file: str | Path) -> tuple[dict[str, Any], Path]:
-    """A certificate, from its file or its folder."""
-    file = Path(file)
-    file = file / FILE if file.is_dir() else file
-    if not file.exists():
-        raise ValueError(f"{file}: no such certificate; give the file or its folder")
-    try:
-        stated = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is no certificate ({error})") from None
-    if not isinstance(stated, dict) or not {"claims", "config", "sha256"} <= stated.keys():
-        raise ValueError(f"{file} is no certificate: it has no claims")
-    return stated, file
-
-
-def verify(
-    file: str | Path, meters: Meters = lambda label, unit: quiet
-) -> tuple[dict[str, Any], list[Difference]]:
-    """Decodes the bytes beside a certificate, evaluates them on the data, and states it all again.
-
-    Returns the new certificate, and what differs from the old one by more than 1e-9.
-    """
-    stated, file = read(file)
-    cfg, data = config_of(stated, file), bytes_of(stated, file)
-    found = family(cfg.family)
-    sample = load(cfg.sample, found.base.tokenizer, meters("tokenising", "bytes"))
-    same(stated, file, "sample", sample.digest())
-    again = certify_file(cfg, found, sample, data, meters)
-    return again, differences(stated, again)
-
-
-def differences(stated: Any, found: Any, at: str = "") -> list[Difference]:
-    out = []
-    if isinstance(stated, dict):
-        for key, value in stated.items():
-            if key not in ("config", "device", "versions"):
-                out += differences(value, found.get(key), f"{at}.{key}" if at else key)
-    elif isinstance(stated, list):
-        for i, value in enumerate(stated):
-            out += differences(value, found[i], f"{at}[{i}]")
-    elif isinstance(stated, float) and isinstance(found, float):
-        if abs(stated - found) > 1e-9:
-            out.append(Difference(at, stated, found))
-    elif stated != found:
-        out.append(Difference(at, stated, found))
-    return out

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ class ClaimConfig:
     """What is claimed, with which probability, from how many documents."""
 
     theorem: Literal["betting", "hoeffding", "paper"] = "hoeffding"
-    delta: float = 0.05  # all that is reported holds together with probability 1 - delta
+    delta: float = 0.05  # what is claimed of a model holds together with probability 1 - delta
     evaluated: int = 10_000  # n, drawn among the m; 0: all are evaluated
     topk: tuple[int, ...] = (1, 5, 10)
     pilot: int = 0  # alpha is chosen on so many other documents; 0: on the same, and paid for
@@ -32,8 +33,11 @@ class ClaimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
             raise ValueError(f"delta={self.delta}: between 0 and 1")
-        if min(self.evaluated, self.pilot, self.fresh) < 0 or min(self.topk, default=1) < 1:
-            raise ValueError(f"{self}: numbers of documents and of topk are not negative")
+        for name in ("evaluated", "pilot", "fresh"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: a number of documents, or 0")
+        if min(self.topk, default=1) < 1 or self.candidates < 1:
+            raise ValueError(f"topk={self.topk}, candidates={self.candidates}: from 1 on")
 
 
 class Seen(NamedTuple):
@@ -65,29 +69,32 @@ def parted(some: dict[str, np.ndarray], take: Callable[[np.ndarray], Read]) -> S
 
 
 def claims(
-    claim: ClaimConfig, alphas: Sequence[float], sample: Sample, seen: Seen, nats: float,
-    theorem: str = "", alpha: float = 0.0,
+    claim: ClaimConfig, alphas: Sequence[float], sample: Sample, seen: Seen,
+    nats: Callable[[float], float], theorem: str = "", alpha: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """What holds together with probability 1 - delta: bits per token, and errors of top k.
 
-    alpha: the one that is stated; 0: the best of them.
+    nats: what the file with an alpha takes. alpha: the one that is stated; 0: the best of them. A
+    pilot's choice is stated alone: the list of all alphas holds too, but not together with it.
     """
     vocab = sample.vocab
     delta = claim.delta / (1 + len(claim.topk))
     theorem = theorem or claim.theorem
     whole = not claim.evaluated
 
-    def bound(x_n: np.ndarray, low: float, high: float, candidates: int, all_of: bool) -> float:
+    def bound(
+        x_n: np.ndarray, low: float, high: float, alpha: float, candidates: int, all_of: bool
+    ) -> float:
         return certify(
-            theorem, x_n, low=low, high=high, nats=nats, m=len(sample), delta=delta,
+            theorem, x_n, low=low, high=high, nats=nats(alpha), m=len(sample), delta=delta,
             candidates=candidates, whole=all_of,
         )  # fmt: skip
 
     def smoothed(read: Read, alpha: float, candidates: int, all_of: bool) -> tuple[float, float]:
         x_n = risk.losses(read, alpha, vocab)
-        return float(x_n.mean()), bound(x_n, *smoothing(alpha, vocab), candidates, all_of)
+        return float(x_n.mean()), bound(x_n, *smoothing(alpha, vocab), alpha, candidates, all_of)
 
-    # all alphas' bounds hold together; the one that a pilot chose need not pay for the others
+    # the one that a pilot chose need not pay for the others
     found = {a: smoothed(seen.main, a, claim.candidates * len(alphas), whole) for a in alphas}
     known = {a: smoothed(seen.pilot, a, 1, False) for a in alphas} if seen.pilot else found
     best = alpha or min(alphas, key=lambda a: known[a][1])
@@ -100,7 +107,7 @@ def claims(
     out = {"bits": bits}
     for k in claim.topk:
         x_n = risk.errors(seen.main, k)
-        value = bound(x_n, 0.0, 1.0, claim.candidates, whole)
+        value = bound(x_n, 0.0, 1.0, best, claim.candidates, whole)
         out[f"top{k}"] = {"risk": float(x_n.mean()), "bound": value, "vacuous": 1 - k / vocab}
     if seen.fresh is not None:
         bits["fresh"] = float(risk.losses(seen.fresh, best, vocab).mean())
@@ -110,7 +117,9 @@ def claims(
 
 
 def beside(claim: ClaimConfig, alphas: Sequence[float], sample: Sample) -> dict[str, Any]:
-    """The trivial hypotheses, each with a certificate of its own by the same theorem."""
+    """The trivial hypotheses, each with a certificate of its own by the same theorem: it holds with
+    probability 1 - delta by itself.
+    """
     some = chosen(claim, sample)
     together = np.concatenate(list(some.values()))
     out = {}
@@ -118,9 +127,14 @@ def beside(claim: ClaimConfig, alphas: Sequence[float], sample: Sample) -> dict[
         read = baselines.read(table, sample, together)
         size = table.bits // 8 + -(-len(alphas).bit_length() // 8)  # its alpha is one of the list
         nats = 8 * size * math.log(2)
-        found = claims(claim, alphas, sample, parted(some, read.take), nats)
+        found = claims(claim, alphas, sample, parted(some, read.take), partial(fixed, nats))
         out[table.name] = {"bytes": size} | {
             k: {name: v[name] for name in ("risk", "bound", "fresh", "alpha") if name in v}
             for k, v in found.items()
         }
     return out
+
+
+def fixed(nats: float, _alpha: float) -> float:
+    """A file of one length, whatever its alpha."""
+    return nats

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxedit.base import Array, LowRank, Params
 from jaxedit.bounds import code, subspace
-from jaxedit.bounds.quantize import nearest
+from jaxedit.bounds.quantize import check, nearest
 from jaxedit.bounds.subspace import Subspace, SubspaceConfig
 from jaxedit.hf.load import load
 from jaxedit.models import specs
@@ -185,6 +185,7 @@ def decode(data: bytes, cfg: FamilyConfig, choices: Choices, dim: int, levels: i
 
 def hypothesis(w_d: np.ndarray, levels: np.ndarray, alpha: float) -> Hypothesis:
     """Every number by its nearest float16 level."""
+    check(np.concatenate([w_d, levels]), 2)
     values = np.unique(levels.astype(np.float16))
     symbols = nearest(w_d, values.astype(np.float64))
     kept, symbols = np.unique(symbols, return_inverse=True)

@@ -19,7 +19,9 @@ from jaxedit.progress import Progress
 class SweepConfig:
     base: BoundConfig
     variants: tuple[tuple[str, tuple[str, ...]], ...]  # name, and settings as after --set
-    across: str = ""  # what the names count, if they are numbers: the picture's axis
+    # The picture: "" bars; "bytes" a front for each of the names' first parts, "FRONT: POINT", over
+    # the bytes; else names are numbers, of what this says
+    across: str = ""
     workdir: str = "runs/bounds"
 
 
@@ -39,7 +41,9 @@ def run(cfg: SweepConfig, meters: Callable[[str, str], Progress]) -> dict[str, d
         file = Path(one.workdir, certificate.FILE)
         if file.exists():
             found = json.loads(file.read_text())
-            if found["config"] == json.loads(settings.to_json(dataclasses.asdict(one))):
+            if found.get("format") == certificate.FORMAT and found["config"] == json.loads(
+                settings.to_json(dataclasses.asdict(one))
+            ):
                 made[name] = found
                 continue
         label = lambda what, unit, name=name: meters(f"{name}: {what}", unit)

@@ -21,29 +21,46 @@ def words(made: Made) -> str:
         f"{made['numbers']:,} numbers of {made['levels']} levels choose one of a family of models "
         f"with {made['parameters']:,} parameters that move",
         f"the file has {made['bytes']:,} bytes; m = {m:,} documents, n = {n:,} of them evaluated",
-        f"with probability {1 - delta:g} all of the column 'bound' holds ({made['theorem']})",
+        f"with probability {1 - delta:g} all of this model's bounds hold together "
+        f"({made['theorem']}, one of {made['candidates']} compared), the others each by itself",
         "",
     ]
     rows = [["", "bound", *(f"({t})" for t in others(made)), "evaluated", "fresh", "no knowledge"]]
     for key, claim in made["claims"].items():
         rest = [made["theorems"][t][key] for t in others(made)]
-        cells = [claim["bound"], *rest, claim["risk"], claim.get("fresh", math.nan)]
-        rows.append([name(key), *map(number, cells), number(claim["vacuous"])])
+        cells = [claim["risk"], claim.get("fresh", math.nan), claim["vacuous"]]
+        bounds = [telling(value, claim["vacuous"]) for value in (claim["bound"], *rest)]
+        rows.append([name(key), *bounds, *map(number, cells)])
     for kind, found in made["baselines"].items():
         for key in ("bits", "top1"):
             if key in found:
                 cells = [found[key]["risk"], found[key].get("fresh", math.nan)]
                 blank = [""] * len(others(made))
                 label = f"{kind} ({found['bytes']:,} bytes): {name(key)}"
-                rows.append([label, number(found[key]["bound"]), *blank, *map(number, cells), ""])
+                stated = telling(found[key]["bound"], made["claims"][key]["vacuous"])
+                rows.append([label, stated, *blank, *map(number, cells), ""])
     lines.append(columns(rows))
     lines.append("")
-    lines.append(f"smoothed by alpha = {made['claims']['bits']['alpha']:g}")
+    lines.append(f"smoothed by alpha = {made['claims']['bits']['alpha']:g}; *: says nothing")
+    if "paper" in others(made):
+        lines.append("paper: does not hold for an alpha that the same documents chose")
+    kept = made["sample_bits"]
+    lines.append(
+        f"the {kept['tokens']:,} tokens of the m documents, as the n say: "
+        f"{kept['model'] / kept['plain']:.1%} of the bits without knowledge, "
+        f"{kept['with_file'] / kept['plain']:.1%} with the file"
+    )
+    lines += [f"sha256 of the {name}: {made['sha256'][name]}" for name in made["sha256"]]
     return "\n".join(lines)
 
 
 def others(made: Made) -> list[str]:
     return [t for t in made["theorems"] if t != made["theorem"]]
+
+
+def telling(value: float, vacuous: float) -> str:
+    """A bound, marked where knowing nothing gives as much."""
+    return number(value) + ("*" if value >= vacuous else "")
 
 
 def name(key: str) -> str:
@@ -55,25 +72,31 @@ def number(value: float) -> str:
 
 
 def table(made: Mapping[str, Made]) -> str:
-    """Certificates beside each other."""
-    head = ["", "numbers", "bytes", "bits: bound", "evaluated", "fresh", "alpha", "top 1: bound"]
+    """Certificates beside each other, and the trivial hypotheses on the first one's text."""
+    head = ["", "numbers", "bytes", "bits: bound", "evaluated", "fresh", "alpha", "top 1: bound",
+            "text and file"]  # fmt: skip
+    first = next(iter(made.values()))
+    wide = {key: claim["vacuous"] for key, claim in first["claims"].items()}
+
+    def cells(claims: Mapping[str, Any]) -> list[str]:
+        bits, top = claims["bits"], claims.get("top1")
+        error = telling(top["bound"], wide["top1"]) if top else ""
+        return [telling(bits["bound"], wide["bits"]), number(bits["risk"]),
+                number(bits.get("fresh", math.nan)), f"{bits['alpha']:g}", error]  # fmt: skip
+
     rows = [head]
     for name, one in made.items():
-        bits, top = one["claims"]["bits"], one["claims"].get("top1", {})
-        rows.append([
-            name, f"{one['numbers']:,}", f"{one['bytes']:,}", f"{bits['bound']:.3f}",
-            f"{bits['risk']:.3f}", f"{bits.get('fresh', float('nan')):.3f}", f"{bits['alpha']:g}",
-            f"{top.get('bound', float('nan')):.3f}",
-        ])  # fmt: skip
-    first = next(iter(made.values()))
+        share = one["sample_bits"]["with_file"] / one["sample_bits"]["plain"]
+        start = [name, f"{one['numbers']:,}", f"{one['bytes']:,}"]
+        rows.append([*start, *cells(one["claims"]), f"{share:.1%}"])
     for name, one in first["baselines"].items():
-        bits, top = one["bits"], one.get("top1", {})
-        rows.append([
-            name, "", f"{one['bytes']:,}", f"{bits['bound']:.3f}", f"{bits['risk']:.3f}",
-            f"{bits.get('fresh', float('nan')):.3f}", f"{bits['alpha']:g}",
-            f"{top.get('bound', float('nan')):.3f}",
-        ])  # fmt: skip
-    return columns(rows)
+        rows.append([name, "", f"{one['bytes']:,}", *cells(one), ""])
+    return (
+        f"m = {first['m']:,} documents, n = {first['n']:,} evaluated; each row holds with "
+        f"probability {1 - first['delta']:g} ({first['theorem']}), whichever of the "
+        f"{first['candidates']} is chosen; trivial ones: of the text of {next(iter(made))}; "
+        f"*: says nothing\n{columns(rows)}"
+    )
 
 
 def columns(rows: list[list[str]]) -> str:
@@ -88,7 +111,9 @@ def columns(rows: list[list[str]]) -> str:
 def several(made: Mapping[str, Made], folder: Path, across: str = "") -> list[Path]:
     """Their bounds, as shares of what no knowledge gives, or (names are numbers) as a curve."""
     share = lambda claim, key: exact(claim[key] / claim["vacuous"])
-    if across:
+    if across == "bytes":
+        drawn = fronts(made)
+    elif across:
         xs = [float(name) for name in made]
         lines = [
             Line(label, xs, [exact(one["claims"]["bits"][key]) for one in made.values()])
@@ -101,6 +126,22 @@ def several(made: Mapping[str, Made], folder: Path, across: str = "") -> list[Pa
         title = "Bits per token, of those without knowledge"
         drawn = charts.bars(list(made), ["bound", "evaluated"], values, title=title)
     return save(drawn, folder, "bounds")
+
+
+def fronts(made: Mapping[str, Made]) -> str:
+    """What is evaluated over the bytes, a line for each kind of file, and the least bounds."""
+    kinds: dict[str, list[Made]] = {}
+    for name, one in made.items():
+        kinds.setdefault(name.partition(":")[0], []).append(one)
+    lines = []
+    for kind, some in kinds.items():
+        some = sorted(some, key=lambda one: one["bytes"])
+        risks = [exact(one["claims"]["bits"]["risk"]) for one in some]
+        lines.append(Line(kind, [float(one["bytes"]) for one in some], risks))
+    return charts.curves(
+        lines, title="Bits per token that are evaluated, by the file's bytes", across="bytes",
+        factors=True,
+    )  # fmt: skip
 
 
 def edits(made: Made) -> str:
@@ -116,7 +157,8 @@ def edits(made: Made) -> str:
     return (
         f"bits per token of {made['model']} before any edit: {before['risk']:.4f}, at most "
         f"{before['bound']:.4f} (n = {made['n']:,} of m = {made['m']:,} documents, "
-        f"{made['theorem']}; without knowledge {before['vacuous']:.3f})\n"
+        f"{made['theorem']}; without knowledge {before['vacuous']:.3f}; each bound by itself with "
+        f"probability {1 - made['delta']:g})\n"
         "the shortest file of an edit that still says its target, and what the edit adds:\n"
         + columns(rows)
     )

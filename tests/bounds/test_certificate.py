@@ -1,6 +1,7 @@
 """From a config to a certificate and back, on text of a few letters."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -9,17 +10,20 @@ import numpy as np
 import pytest
 
 import jaxedit
+from jaxedit import settings
 from jaxedit.bounds import baselines, certificate, fit, risk, sweep
-from jaxedit.bounds.certificate import BoundConfig, RoundConfig, run, verify
+from jaxedit.bounds.certificate import BoundConfig, RoundConfig, run
 from jaxedit.bounds.claims import ClaimConfig
 from jaxedit.bounds.code import Decoder, get_counts, get_symbols
-from jaxedit.bounds.family import Choices, FamilyConfig, family
+from jaxedit.bounds.family import Choices, FamilyConfig, decode, encode, family
 from jaxedit.bounds.risk import ReadConfig
 from jaxedit.bounds.sample import SampleConfig, load
 from jaxedit.bounds.subspace import SubspaceConfig
+from jaxedit.bounds.verify import verify
 from jaxedit.console import bound
 from jaxedit.data.documents import Source
 from jaxedit.models.shapes import SHAPES
+from jaxedit.report import bounds
 from jaxedit.train.optimizer import OptimizerConfig
 
 MODEL = SHAPES["tiny-gpt2"].replace(vocab=257, layers=1)
@@ -87,6 +91,22 @@ def test_the_certificate_holds_and_says_something(setting, made):
     assert order == sorted(order, reverse=True)
 
 
+def test_a_certificate_in_words(made):
+    told = bounds.words(made)
+    assert made["sha256"]["hypothesis"] in told
+    assert "one of 1 compared" in told
+    bits, kept = made["claims"]["bits"], made["sample_bits"]
+    assert kept["model"] == pytest.approx(kept["tokens"] * bits["risk"])
+    assert kept["with_file"] - kept["model"] == pytest.approx(8 * made["bytes"])
+    assert "*" not in told.splitlines()[5]
+    bits = bits | {"bound": bits["vacuous"]}
+    told = bounds.words(made | {"claims": made["claims"] | {"bits": bits}})
+    assert f"{bits['vacuous']:.3f}*" in told
+    drawn = bounds.fronts({f"rank {r}: {d}": made for r in (1, 4) for d in (10, 20)})
+    assert "rank 1" in drawn
+    assert "rank 4" in drawn
+
+
 def test_verify_states_it_again_from_the_bytes(setting, made, monkeypatch):
     monkeypatch.setattr(certificate, "trained", lambda *_: pytest.fail("nothing is trained"))
     again, different = verify(setting[0] / "run")
@@ -103,6 +123,28 @@ def test_a_change_of_bytes_data_or_claims_is_found(setting, made, tmp_path, caps
     with pytest.raises(ValueError, match="the hypothesis is another"):
         verify(tmp_path)
     put("hypothesis.bin", data)
+    for change, told in (
+        (lambda c: c["claims"]["bits"].update(bound=float("nan")), "claims.bits.bound"),
+        (lambda c: c["claims"].pop("bits"), "claims.bits"),
+        (lambda c: c["claims"].update(top99=c["claims"]["top1"]), "claims.top99"),
+        (lambda c: c["claims"]["bits"].update(alphas=[]), "claims.bits.alphas"),
+        (lambda c: c["baselines"].clear(), "baselines.uniform"),
+        (lambda c: c["sha256"].pop("weights"), "sha256.weights"),
+        (lambda c: c.pop("candidates"), "candidates"),
+    ):
+        change(wrong := json.loads(text))
+        put("certificate.json", json.dumps(wrong).encode())
+        assert told in {d.what for d in verify(tmp_path)[1]}
+    for change, message in (
+        (lambda c: c["sha256"].pop("hypothesis"), "the hypothesis is another"),
+        (lambda c: c.update(sha256="x"), "damaged: sha256 missing"),
+        (lambda c: c.pop("m"), "damaged: m missing"),
+        (lambda c: c.update(format=1), "has format 1, this version states format 2"),
+    ):
+        change(wrong := json.loads(text))
+        put("certificate.json", json.dumps(wrong).encode())
+        with pytest.raises(ValueError, match=message):
+            verify(tmp_path)
     better = json.loads(text)
     better["claims"]["bits"]["bound"] -= 0.001
     put("certificate.json", json.dumps(better).encode())
@@ -111,6 +153,9 @@ def test_a_change_of_bytes_data_or_claims_is_found(setting, made, tmp_path, caps
     better["config"]["sample"]["seed"] = 1
     put("certificate.json", json.dumps(better).encode())
     with pytest.raises(ValueError, match="the sample is another"):
+        verify(tmp_path)
+    (tmp_path / "hypothesis.bin").unlink()
+    with pytest.raises(ValueError, match="the bytes that the certificate speaks about"):
         verify(tmp_path)
     put("certificate.json", b"{}")
     with pytest.raises(ValueError, match="is no certificate"):
@@ -136,6 +181,15 @@ def test_a_pilot_chooses_alpha_for_less(setting, made, tmp_path):
     assert bits["bound"] < before["bound"]
     same = {one["alpha"]: one["bound"] for one in bits["alphas"]}
     assert same[bits["alpha"]] == before["bound"]  # all of them together cost what they did
+    # an alpha that the pilot does not choose is paid for as if it did: refused
+    cfg, data = setting[1], (tmp_path / "hypothesis.bin").read_bytes()
+    one = decode(data, cfg.family, cfg.choices, 100, 5)
+    other = encode(one._replace(alpha=0.25), cfg.family, cfg.choices, 5)
+    (tmp_path / "hypothesis.bin").write_bytes(other)
+    found["sha256"]["hypothesis"] = hashlib.sha256(other).hexdigest()
+    (tmp_path / "certificate.json").write_text(settings.to_json(found))
+    with pytest.raises(ValueError, match=r"the file says alpha = 0\.25, the pilot chooses"):
+        verify(tmp_path)
 
 
 def test_parts_of_a_batch_are_the_batch(setting):
@@ -175,6 +229,18 @@ def test_what_cannot_be_claimed_is_refused(setting):
         run(dataclasses.replace(cfg, claim=more))
     with pytest.raises(ValueError, match="delta=0"):
         dataclasses.replace(cfg.claim, delta=0)
+    for change, message in (
+        ({"topk": (1, 300)}, "topk=300: there are 257 tokens"),
+        ({"read": ReadConfig(window=4096, stride=4096)}, r"read\.window=4096: the model has positions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(dataclasses.replace(cfg, claim=dataclasses.replace(cfg.claim, **change)))
+    for change, message in (
+        ({"candidates": 0}, "candidates=0: from 1 on"),
+        ({"pilot": -1}, "pilot=-1: a number of documents"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(cfg.claim, **change)
     few = dataclasses.replace(cfg.choices, dims=(50,))
     with pytest.raises(ValueError, match=r"subspace\.dim=100 is not declared"):
         run(dataclasses.replace(cfg, choices=few))

@@ -94,3 +94,9 @@ def test_mistakes_are_one_line():
         family(dataclasses.replace(CFG, subspace=SubspaceConfig(dim=99999999)))
     with pytest.raises(ValueError, match="between 0 and 1"):
         Choices(alphas=(1.0,))
+
+
+def test_numbers_that_are_none_are_refused():
+    for w, levels in (([np.nan, 1.0], [0.0, 1.0]), ([0.0, 1.0], [0.0, np.nan])):
+        with pytest.raises(ValueError, match="not finite"):
+            hypothesis(np.array(w), np.array(levels), 0.1)
