@@ -2,6 +2,7 @@
 
     python benchmarks/bound.py project          P w and its gradient at GPT-2-small's sizes, beside
                                                 the bytes that have to move; 3 minutes on a CPU
+    python benchmarks/bound.py coverage         how often bounds are below a risk that is known
     python benchmarks/bound.py read             documents scored, beside a plain forward pass
     python benchmarks/bound.py step             a training step of SubLoRA; one GPU
     python benchmarks/bound.py read step gpt2-small    at GPT-2-small's shape, bfloat16
@@ -22,6 +23,8 @@ from gpu import flops, gigabytes, matmul_rate
 from measure import alternate, report, seconds
 
 from jaxedit.bounds import fit, project, risk
+from jaxedit.bounds.bound import certify
+from jaxedit.bounds.claims import THEOREMS
 from jaxedit.bounds.family import Family, FamilyConfig, family
 from jaxedit.bounds.risk import ReadConfig
 from jaxedit.bounds.sample import Sample, SampleConfig
@@ -161,10 +164,52 @@ def step(name: str) -> None:
     )  # fmt: skip
 
 
+def coverage(_: str, sets: int = 2000, m: int = 400, n: int = 150, delta: float = 0.1) -> None:
+    """Of so many data sets: the best of 3 hypotheses in 20 versions, by its bound, whose true risk
+    is known; losses are 0 or 1 ("errors"), nearly constant ("steady"), or seldom large ("rare").
+    The last line has few documents and hundreds of versions that are equally good: there the choice
+    is all that goes wrong.
+    """
+    risks, pulls = np.array([0.2, 0.27, 0.35]), np.linspace(0, 0.05, 20)
+    for kind in ("errors", "steady", "rare"):
+        random, missed = np.random.RandomState(0), dict.fromkeys(THEOREMS, 0)
+        for _ in range(sets):
+            u = random.random_sample((len(risks), m))
+            if kind == "errors":
+                x = (u < risks[:, None]).astype(float)
+            elif kind == "steady":
+                x = risks[:, None] + 0.05 * (u - 0.5)
+            else:
+                rest = (risks * 7 / 8 / (1 - risks / 8))[:, None]
+                x = np.where(u < risks[:, None] / 8, 1.0, rest)
+            x = x[:, random.randint(m, size=n)]
+            some = [(risk, pull, row) for risk, row in zip(risks, x, strict=True) for pull in pulls]
+            nats = float(np.log(len(some)))
+            for theorem in THEOREMS:
+                bounds = [certify(theorem, row * (1 - pull) + pull, low=0, high=1, nats=nats, m=m,
+                                  delta=delta, candidates=len(some))
+                          for _, pull, row in some]  # fmt: skip
+                risk, pull, _ = some[int(np.argmin(bounds))]
+                missed[theorem] += risk * (1 - pull) + pull > min(bounds)
+        report(f"bounds below the true risk, {kind}, delta = {delta}", sets=sets,
+               **{t: k / sets for t, k in missed.items()})  # fmt: skip
+    random, missed, several = np.random.RandomState(0), dict.fromkeys(THEOREMS, 0), 400
+    for _ in range(sets):
+        x = (random.random_sample((several, 20)) < 0.5).astype(float)
+        best = x[x.mean(1).argmin()]
+        for theorem in THEOREMS:
+            missed[theorem] += certify(theorem, best, low=0, high=1, nats=float(np.log(several)),
+                                       m=10**9, delta=delta, candidates=several) < 0.5  # fmt: skip
+    report(f"bounds below the true risk, the best of {several}, delta = {delta}", sets=sets,
+           **{t: k / sets for t, k in missed.items()})  # fmt: skip
+
+
 def main() -> None:
     wanted = sys.argv[1:] or ["project"]
     shape = next((name for name in wanted if name in SHAPE), "small")
-    runs = {"project": lambda _: projections(), "read": read, "step": step}
+    runs: dict[str, Any] = {
+        "project": lambda _: projections(), "coverage": coverage, "read": read, "step": step,
+    }  # fmt: skip
     if unknown := [w for w in wanted if w not in {**runs, **SHAPE}]:
         raise SystemExit(f"{unknown[0]!r}: of {', '.join([*runs, *SHAPE])}")
     for name in wanted:

@@ -122,7 +122,7 @@ def _back(_: Any, kept: Any, g: Array) -> tuple[Any, Array, None]:
 in_parts.defvjp(_ahead, _back)
 
 
-def parts_of(logits: int, T: int) -> int:
-    """The least number of equal parts of T columns that keeps each below LOGITS."""
-    wanted = -(-logits // LOGITS)
+def parts_of(logits: int, T: int, most: int = 0) -> int:
+    """The least number of equal parts of T columns that keeps each below `most`, or LOGITS."""
+    wanted = -(-logits // (most or LOGITS))
     return next((n for n in range(wanted, T) if T % n == 0), T)
