@@ -192,6 +192,15 @@ def test_remat_partial_runs_vmap_and_jit_agree(model):
     a = jax.random.normal(jax.random.key(3), (5, 4, cfg.mlp, 2))
     b = 0.1 * jax.random.normal(jax.random.key(4), (5, 4, 2, cfg.embed))
     run = lambda a, b: forward(params, TOKENS, cfg, deltas={"mlp/down": LowRank(a, b)}).logits
+    rows = {
+        "mlp/down": LowRank(a[0, :, None] * jnp.arange(1.0, B + 1)[:, None, None], b[0, :, None])
+    }
+    every, few = (
+        run_blocks(params, embed(params, TOKENS, cfg, pos_BT=pos), cfg, pos_BT=pos, deltas=rows,
+                   remat=True, at_BQ=at)[0]
+        for at in (None, jnp.array([[8, 2], [0, 0], [5, 6]]))
+    )  # fmt: skip
+    close(few, jnp.take_along_axis(every, jnp.array([[8, 2], [0, 0], [5, 6]])[..., None], 1))
     many = jax.jit(jax.vmap(run))(a, b)
     for i in (0, 4):
         close(many[i], run(a[i], b[i]))
@@ -272,6 +281,10 @@ def test_mistakes_are_named(model):
         run_blocks(
             params, jnp.ones((1, 2, 32)), cfg, pos_BT=jnp.zeros((1, 2), jnp.int32), start=3, stop=9
         )
+    one = jnp.zeros((1, 1), jnp.int32)
+    for how in ({"reads": {"mlp_key": None}}, {"start": 2, "stop": 2}):
+        with pytest.raises(ValueError, match="at_BQ: of a run of stacked layers, at least one"):
+            run_blocks(params, jnp.ones((1, 1, 32)), cfg, pos_BT=one, at_BQ=one, **how)
     if cfg.learned_pos:
         with pytest.raises(ValueError, match="learned positions for 64"):
             forward(params, jnp.zeros((1, 65), jnp.int32), cfg)

@@ -231,7 +231,10 @@ def test_what_cannot_be_claimed_is_refused(setting):
         dataclasses.replace(cfg.claim, delta=0)
     for change, message in (
         ({"topk": (1, 300)}, "topk=300: there are 257 tokens"),
-        ({"read": ReadConfig(window=4096, stride=4096)}, r"read\.window=4096: the model has positions"),
+        (
+            {"read": ReadConfig(window=4096, stride=4096)},
+            r"read\.window=4096: the model has positions",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run(dataclasses.replace(cfg, claim=dataclasses.replace(cfg.claim, **change)))
