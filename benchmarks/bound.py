@@ -164,7 +164,7 @@ def step(name: str) -> None:
     )  # fmt: skip
 
 
-def coverage(_: str, sets: int = 2000, m: int = 400, n: int = 150, delta: float = 0.1) -> None:
+def coverage(_shape: str, sets: int = 2000, m: int = 400, n: int = 150, delta: float = 0.1) -> None:
     """Of so many data sets: the best of 3 hypotheses in 20 versions, by its bound, whose true risk
     is known; losses are 0 or 1 ("errors"), nearly constant ("steady"), or seldom large ("rare").
     The last line has few documents and hundreds of versions that are equally good: there the choice
@@ -172,7 +172,8 @@ def coverage(_: str, sets: int = 2000, m: int = 400, n: int = 150, delta: float 
     """
     risks, pulls = np.array([0.2, 0.27, 0.35]), np.linspace(0, 0.05, 20)
     for kind in ("errors", "steady", "rare"):
-        random, missed = np.random.RandomState(0), dict.fromkeys(THEOREMS, 0)
+        random = np.random.RandomState(0)
+        missed = dict.fromkeys(THEOREMS, 0)
         for _ in range(sets):
             u = random.random_sample((len(risks), m))
             if kind == "errors":
@@ -193,15 +194,16 @@ def coverage(_: str, sets: int = 2000, m: int = 400, n: int = 150, delta: float 
                 missed[theorem] += risk * (1 - pull) + pull > min(bounds)
         report(f"bounds below the true risk, {kind}, delta = {delta}", sets=sets,
                **{t: k / sets for t, k in missed.items()})  # fmt: skip
-    random, missed, several = np.random.RandomState(0), dict.fromkeys(THEOREMS, 0), 400
+    random, several = np.random.RandomState(0), 400
+    wrong = dict.fromkeys(THEOREMS, 0)
     for _ in range(sets):
         x = (random.random_sample((several, 20)) < 0.5).astype(float)
         best = x[x.mean(1).argmin()]
         for theorem in THEOREMS:
-            missed[theorem] += certify(theorem, best, low=0, high=1, nats=float(np.log(several)),
+            wrong[theorem] += certify(theorem, best, low=0, high=1, nats=float(np.log(several)),
                                        m=10**9, delta=delta, candidates=several) < 0.5  # fmt: skip
     report(f"bounds below the true risk, the best of {several}, delta = {delta}", sets=sets,
-           **{t: k / sets for t, k in missed.items()})  # fmt: skip
+           **{t: k / sets for t, k in wrong.items()})  # fmt: skip
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ prompt that the edit does not concern, with its answer. Shapes: N lessons, T col
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +50,7 @@ class Lesson(NamedTuple):
     """An edit, tokenised."""
 
     request: EditRequest
+    kind: str  # of edit: a changed fact, a new one …; "" where the source does not say
     edit: Row
     said: tuple[Row, ...]
     kept: tuple[tuple[tuple[str, Row], ...], ...]  # by key: prompts and rows
@@ -55,7 +58,9 @@ class Lesson(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Lessons:
-    """Edits by fact: one of a fact's is drawn."""
+    """Edits by fact: one of a fact's is drawn. Kinds of edit come in turn, however many facts each
+    has: of new facts there is no end, of those that a model knows there is.
+    """
 
     facts: tuple[tuple[Lesson, ...], ...]
     seed: int = 0
@@ -63,16 +68,30 @@ class Lessons:
     def __len__(self) -> int:
         return len(self.facts)
 
+    @functools.cached_property
+    def by_kind(self) -> list[list[int]]:
+        """Facts of each kind of edit."""
+        out: dict[str, list[int]] = {}
+        for i, variants in enumerate(self.facts):
+            out.setdefault(variants[0].kind, []).append(i)
+        return [out[kind] for kind in sorted(out)]
+
     def draw(self, step: int, count: int) -> list[Lesson]:
-        """`count` edits of different facts: every fact once before any comes again."""
-        if count > len(self.facts):
-            raise ValueError(f"{count} edits of different facts at once; there are {len(self)}")
+        """`count` edits of different facts: every one of a kind before any comes again."""
+        fewest = min(map(len, self.by_kind))
+        if -(-count // len(self.by_kind)) > fewest:
+            raise ValueError(
+                f"{count} edits of different facts at once; there are {len(self)}"
+                + (f", {fewest} of a kind" if len(self.by_kind) > 1 else "")
+            )
         out: list[Lesson] = []
         for at in range(step * count, (step + 1) * count):
-            epoch, i = divmod(at, len(self.facts))
-            order = np.random.RandomState([self.seed, epoch]).permutation(len(self.facts))
-            variants = self.facts[order[i]]
-            random = np.random.RandomState([self.seed, epoch, i])
+            nth, k = divmod(at, len(self.by_kind))
+            some = self.by_kind[k]
+            epoch, i = divmod(nth, len(some))
+            order = np.random.RandomState([self.seed, epoch, k]).permutation(len(some))
+            variants = self.facts[some[order[i]]]
+            random = np.random.RandomState([self.seed, epoch, k, i])
             out.append(variants[random.randint(len(variants))])
         return out
 
@@ -136,11 +155,19 @@ def load(cfg: LessonConfig, tokenizer: Any) -> tuple[Lessons, Lessons, list[Skip
             f"{len(by_fact)} facts to learn from, of which {cfg.validation} are for validation: "
             f"give more sources, or set validation{why}"
         )
-    facts = [tuple(some) for some in by_fact.values()]
-    order = np.random.RandomState(cfg.seed).permutation(len(facts)).tolist()
-    held, rest = order[: cfg.validation], order[cfg.validation :]
-    choose = lambda some: Lessons(tuple(facts[i] for i in sorted(some)), cfg.seed)
-    return choose(rest), choose(held), skipped
+    every = Lessons(tuple(tuple(some) for some in by_fact.values()), cfg.seed)
+    held = validation(every, cfg)
+    choose = lambda some: Lessons(tuple(every.facts[i] for i in sorted(some)), cfg.seed)
+    return choose({*range(len(every))} - held), choose(held), skipped
+
+
+def validation(every: Lessons, cfg: LessonConfig) -> set[int]:
+    """Facts at random, as many of each kind of edit as there are, in turn."""
+    random = np.random.RandomState(cfg.seed)
+    piles = [random.permutation(some).tolist() for some in every.by_kind]
+    turns = itertools.zip_longest(*piles)
+    order = [i for turn in turns for i in turn if i is not None]
+    return set(order[: cfg.validation])
 
 
 def requests_of(source: str) -> Iterator[EditRequest]:
@@ -182,7 +209,8 @@ def lessons(cases: Sequence[EditCase], cfg: LessonConfig, tokenizer: Any) -> Ite
             for key in cfg.kept
         }
         edit = add(request.text, request.target)
-        plans.append((request, edit, [add(p.prompt, request.target) for p in said], kept))
+        texts_said = [add(p.prompt, request.target) for p in said]
+        plans.append((request, case.info.get("kind", ""), edit, texts_said, kept))
     found = {i: fitting(row, cfg) for i, row in tokenise(tokenizer, list(enumerate(texts)))}
     for plan in plans:
         yield settled(*plan, found, cfg)
@@ -196,6 +224,7 @@ def fitting(row: Row | str, cfg: LessonConfig) -> Row | str:
 
 def settled(
     request: EditRequest,
+    kind: str,
     edit: int,
     said: Sequence[int],
     kept: Mapping[str, Sequence[tuple[str, int]]],
@@ -210,4 +239,4 @@ def settled(
     mine = [some for some in mine if some]
     if not mine:
         return f"nothing to be kept beside it: none of {', '.join(cfg.kept)}"
-    return Lesson(request, row, tuple(rows(said)) or (row,), tuple(mine))
+    return Lesson(request, kind, row, tuple(rows(said)) or (row,), tuple(mine))

@@ -117,3 +117,19 @@ def test_too_few_facts_are_told(words):
     train, _, _ = load(CFG, words)
     with pytest.raises(ValueError, match="71 edits of different facts at once; there are 70"):
         train.batch(0, 71)
+
+
+def test_kinds_of_edit_come_in_turn_however_many_facts_each_has(words):
+    """Else of a source of 20 changed facts and hundreds of new ones nearly all are new ones, of
+    whose subjects nothing is known that could be forgotten.
+    """
+    sources = ("world:tiny:0:20", *(f"world:tiny:0:40:insertion:{draw}" for draw in range(20, 23)))
+    train, held, _ = load(LessonConfig(sources, validation=8), words)
+    kinds = lambda some: sorted(lesson.kind for lesson in some)
+    assert kinds(facts[0] for facts in held.facts) == ["counterfactual"] * 4 + ["insertion"] * 4
+    drawn = [train.draw(step, 8) for step in range(4)]
+    assert all(kinds(some) == ["counterfactual"] * 4 + ["insertion"] * 4 for some in drawn)
+    changed = [x.request.text for some in drawn for x in some if x.kind == "counterfactual"]
+    assert len(set(changed)) == 16  # all of them, each once
+    with pytest.raises(ValueError, match="34 edits of different facts at once; .*, 16 of a kind"):
+        train.draw(0, 34)
