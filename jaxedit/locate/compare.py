@@ -3,7 +3,8 @@
 Each finder looks for the neurons of a fact in some wordings of it. Its best k are silenced, then
 doubled, where the answer is predicted, and the answer's probability is asked for again: of the same
 wordings, of others (synonymy), of the inverse relation (symmetry), of other facts of the same
-relation, and of other relations. The probability change ratio is
+relation, and of other relations. Fewer than k where fewer score above zero. The probability change
+ratio is
 
     PCR = mean |change of related questions| / mean |change of unrelated ones|
 
@@ -14,7 +15,8 @@ makes any ratio large.
     kn            knowledge neurons: integrated gradients
     increase      what the neuron adds to the answer's log-probability
     activation    how active it is, whatever the answer
-    qrnca         knowledge neurons, those that other facts have too counting for less
+    qrnca         knowledge neurons, those that other facts have too counting for less; of the k
+                  highest those that more than 0.3 of the facts have are taken out
     lape          neurons of few relations (where there are several)
     random        as many as kn's, in the same layers, at random
 """
@@ -48,6 +50,7 @@ FINDERS = ("kn", "increase", "activation", "qrnca", "lape", "random")
 GROUPS = ("same wording", "other wordings", "inverse", "same relation", "other relations")
 RELATED, UNRELATED = GROUPS[:2], GROUPS[3:]
 CASES, SUMMARY, SCORES = "facts.jsonl", "summary.json", "scores"
+VERSION = 2  # of what a record says; those of another one are made again
 MODES = {"suppress": 0.0, "enhance": 2.0}
 
 
@@ -98,7 +101,8 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
     for place, fact in zip(places, asked, strict=True):
         scored.append(stored(folder / SCORES / f"{key}-{place}.safetensors", model, fact, cfg))
         progress(len(scored), total)
-    table = finders(cfg, model, asked, scored)
+    table = finders(cfg, asked, scored)
+    key = f"{key}.{VERSION}"
     done = {r["place"]: r for r in lines(folder / CASES) if r.get("key") == key}
     whole(folder / CASES, "".join(json.dumps(r) + "\n" for r in done.values()))
     with (folder / CASES).open("a") as out:
@@ -116,12 +120,13 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
         "consistency": consistency([s["kn"] for s in scored]),
     }  # fmt: skip
     found = [done[place] for place in places]
-    for name in table:
-        sets = neurons.highest(jnp.asarray(table[name]), max(cfg.ks))
+    for name, sets in table.items():
         summary["finders"][name] = {
-            "by_layer": np.asarray(sets).mean(0).sum(1).tolist(),
-            **{str(k): {mode: ratio(found, name, k, mode) for mode in MODES} for k in cfg.ks},
-        }
+            "by_layer": sets[max(cfg.ks)].mean(0).sum(1).tolist(),
+            **{str(k): {"neurons": float(sets[k].sum((1, 2)).mean()),
+                        **{mode: ratio(found, name, k, mode) for mode in MODES}}
+               for k in cfg.ks},
+        }  # fmt: skip
     whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -158,13 +163,15 @@ def active(model: Model, asked: Sequence[Question]) -> tuple[np.ndarray, np.ndar
 
 
 def finders(
-    cfg: CompareTask, model: Model, asked: Sequence[Asked], scored: Sequence[Mapping[str, Any]]
-) -> dict[str, np.ndarray]:
-    """Scores [N, L, F] of every finder."""
-    out: dict[str, np.ndarray] = {}
+    cfg: CompareTask, asked: Sequence[Asked], scored: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[int, np.ndarray]]:
+    """Every finder's neurons [N, L, F] of N facts, for each number of them."""
+    best = lambda scores: {k: np.asarray(neurons.highest(scores, k, over=0.0)) for k in cfg.ks}
+    out: dict[str, dict[int, np.ndarray]] = {}
     for name in ("kn", "increase", "activation"):
-        out[name] = np.stack([s[name].mean(0) for s in scored])
-    out["qrnca"] = specific.qrnca([s["kn"] for s in scored], top=max(cfg.ks))[0]
+        out[name] = best(np.stack([s[name].mean(0) for s in scored]))
+    if "qrnca" in cfg.finders:
+        out["qrnca"] = {k: specific.qrnca([s["kn"] for s in scored], top=k)[1] for k in cfg.ks}
     names = sorted({fact.relation for fact in asked})
     if len(names) > 1 and "lape" in cfg.finders:
         of = np.array([names.index(fact.relation) for fact in asked])
@@ -174,28 +181,23 @@ def finders(
         )  # fmt: skip
         found = specific.lape(total("active"), total("tokens")[:, 0], share=1.0)
         score_LF = np.maximum(np.log(len(names)) - found.entropy_LF, 0)
-        out["lape"] = np.where(found.sets_KLF, score_LF, 0)[of].astype(np.float32)
-    sets = neurons.highest(jnp.asarray(out["kn"]), max(cfg.ks))
-    other = neurons.random_like(jax.random.key(cfg.seed), sets)
-    order = jax.random.uniform(jax.random.key(cfg.seed + 1), other.shape)
-    out["random"] = np.asarray(jnp.where(other, 1 + order, order))
+        out["lape"] = best(np.where(found.sets_KLF, score_LF, 0)[of].astype(np.float32))
+    like = lambda sets: neurons.random_like(jax.random.key(cfg.seed), jnp.asarray(sets))
+    out["random"] = {k: np.asarray(like(out["kn"][k])) for k in cfg.ks}
     return {name: out[name] for name in FINDERS if name in out and name in cfg.finders}
 
 
 def effects(
     cfg: CompareTask, model: Model, asked: Sequence[Asked], i: int,
-    table: Mapping[str, np.ndarray],
+    table: Mapping[str, Mapping[int, np.ndarray]],
 ) -> dict[str, Any]:  # fmt: skip
     """How a fact's neurons of every finder change the probability of the answers of each group: the
     mean change, and the mean size of it.
     """
     some = groups(asked, i, cfg)
     flat = [q for group in GROUPS for q in some[group]]
-    sets, names = [], []
-    for name, scores in table.items():
-        for k in cfg.ks:
-            sets.append(np.asarray(neurons.highest(jnp.asarray(scores[i : i + 1]), k)[0]))
-            names.append((name, k))
+    names = [(name, k) for name in table for k in cfg.ks]
+    sets = [table[name][k][i] for name, k in names]
     sets_MLF, which = np.stack(sets), np.repeat(np.arange(len(sets)), len(flat))
     base = questions.probabilities(model, flat)
     out: dict[str, Any] = {"p": {}, "change": []}

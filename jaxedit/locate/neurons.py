@@ -21,20 +21,24 @@ from jaxedit.base import Array, Scale
 SITE: Literal["mlp_key"] = "mlp_key"
 
 
-def highest(scores: Array | np.ndarray, k: int) -> Array:
-    """The k highest of each fact's scores [N, …], as sets [N, …]; of equal ones the first."""
+def highest(scores: Array | np.ndarray, k: int, *, over: float = -jnp.inf) -> Array:
+    """The k highest of each fact's scores [N, …], as sets [N, …]; of equal ones the first.
+
+    over: what does not score more is in none, so that a set may have fewer than k.
+    """
     N, X = len(scores), int(np.prod(scores.shape[1:]))
     if not 1 <= k <= X:
         raise ValueError(f"the {k} highest of {X} scores")
-    return _highest(jnp.asarray(scores), k) if N else jnp.zeros(scores.shape, bool)
+    return _highest(jnp.asarray(scores), over, k) if N else jnp.zeros(scores.shape, bool)
 
 
 @partial(jax.jit, static_argnames="k")
-def _highest(scores: Array, k: int) -> Array:
+def _highest(scores: Array, over: float, k: int) -> Array:
     x_NX = scores.reshape(len(scores), -1)
-    _, at_Nk = jax.lax.top_k(x_NX, k)
+    best_Nk, at_Nk = jax.lax.top_k(x_NX, k)
     rows_N1 = jnp.arange(len(x_NX))[:, None]
-    return jnp.zeros(x_NX.shape, bool).at[rows_N1, at_Nk].set(True).reshape(scores.shape)
+    some = jnp.zeros(x_NX.shape, bool).at[rows_N1, at_Nk].set(best_Nk > over)
+    return some.reshape(scores.shape)
 
 
 def above(scores: Array, share: float) -> Array:

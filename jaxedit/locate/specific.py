@@ -51,8 +51,7 @@ def qrnca(
     norm_C11 = np.maximum(sum_CLF.max((1, 2), keepdims=True), 1e-30)
     rare_LF = np.asarray(neurons.rarity(jnp.asarray(sum_CLF > 0)))
     weighed_CLF = sum_CLF / norm_C11 * np.maximum(rare_LF, 0)
-    best = neurons.highest(jnp.asarray(weighed_CLF), min(top, weighed_CLF[0].size))
-    best = best & jnp.asarray(weighed_CLF > 0)
+    best = neurons.highest(weighed_CLF, min(top, weighed_CLF[0].size), over=0.0)
     return weighed_CLF, np.asarray(neurons.without_common(best, common))
 
 

@@ -31,9 +31,10 @@ def words(summary: Mapping[str, Any]) -> str:
             shown = [
                 g for g in first[k][mode] if isinstance(first[k][mode][g], dict) and g != "pcr"
             ]
-            rows = [["", *shown, "PCR", "95 % interval"]]
+            rows = [["", "neurons", *shown, "PCR", "95 % interval"]]
             for name, one in found.items():
-                row = [f"{one[k][mode][g]['mean']:+.3f}" for g in shown]
+                row = [f"{one[k]['neurons']:.1f}"]
+                row += [f"{one[k][mode][g]['mean']:+.3f}" for g in shown]
                 pcr = one[k][mode].get("pcr")
                 range_of = f"{pcr['low']:.1f} to {pcr['high']:.1f}" if pcr else ""
                 rows.append([NAMES[name], *row, f"{pcr['mean']:.1f}" if pcr else "", range_of])

@@ -41,6 +41,47 @@ def test_what_finds_neurons_beats_random_ones_fivefold(made):
     np.testing.assert_allclose(found["kn"]["by_layer"], found["random"]["by_layer"])
 
 
+def planted_scores():
+    """Ten facts of two relations, in two wordings each: neuron 0 of layer 0 is everyone's, neuron
+    1 half of them have, neuron 10 + i of layer 1 is fact i's own.
+    """
+    kn = np.zeros((10, 2, 2, 30), np.float32)
+    kn[:, :, 0, 0] = 10
+    kn[:5, :, 0, 1] = 6
+    for i in range(10):
+        kn[i, :, 1, 10 + i] = 5
+    asked = [facts.Asked("ab"[i % 2], str(i), (), (), ()) for i in range(10)]
+    active = np.zeros((2, 30), np.int32)
+    active[1, :5] = 1
+    return asked, [
+        {"kn": one, "increase": one, "activation": one, "active": active * (i % 2),
+         "tokens": np.array([10])}
+        for i, one in enumerate(kn)
+    ]  # fmt: skip
+
+
+def test_a_fact_has_no_neurons_that_score_nothing():
+    cfg = dataclasses.replace(CFG, ks=(2, 20))
+    found = compare.finders(cfg, *planted_scores())
+    places = lambda name, k, i: [tuple(map(int, at)) for at in np.argwhere(found[name][k][i])]
+    assert places("kn", 2, 0) == [(0, 0), (0, 1)]
+    assert places("kn", 20, 0) == [(0, 0), (0, 1), (1, 10)]
+    assert places("kn", 20, 7) == [(0, 0), (1, 17)]
+    # weighed, a neuron of all facts is nothing; one of half is taken out of the highest
+    for k in cfg.ks:
+        assert [places("qrnca", k, i) for i in range(10)] == [[(1, 10 + i)] for i in range(10)]
+    assert places("lape", 20, 0) == []
+    assert places("lape", 20, 1) == [(1, f) for f in range(5)]
+
+
+def test_random_neurons_are_as_many_in_the_same_layers_for_every_k():
+    cfg = dataclasses.replace(CFG, ks=(1, 2, 20))
+    found = compare.finders(cfg, *planted_scores())
+    for k in cfg.ks:
+        np.testing.assert_array_equal(found["random"][k].sum(-1), found["kn"][k].sum(-1))
+        assert not (found["random"][k] & found["kn"][k]).any()
+
+
 def test_a_run_goes_on_where_it_was(made):
     cfg, summary = made
     file = Path(cfg.workdir, compare.CASES)

@@ -30,6 +30,17 @@ def test_coarse_sets_are_those_above_a_share_of_the_largest_over_all_layers():
         neurons.above(scores, 1)
 
 
+def test_the_highest_of_those_that_score_over_a_number():
+    scores = np.array([[[0.0, 3.0], [1.0, 2.0]], [[0.0, -1.0], [0.5, 0.0]]], np.float32)
+    assert neurons.highest(scores, 2)[1].tolist() == [[True, False], [True, False]]
+    assert neurons.highest(scores, 2, over=0.0).tolist() == [
+        [[False, True], [False, True]],
+        [[False, False], [True, False]],  # one neuron: what scores nothing does not fill up
+    ]
+    with pytest.raises(ValueError, match="the 5 highest of 4 scores"):
+        neurons.highest(scores, 5)
+
+
 def test_what_is_shared_and_what_is_common():
     some = neurons.sets([[(0, 0), (0, 1)], [(0, 0), (1, 1)], [(0, 0), (1, 1)]], (2, 2))
     assert neurons.among(some, 0.6).tolist() == [[True, False], [False, True]]
