@@ -33,6 +33,17 @@ def parser(action: str) -> cli.Parser:
     return ap
 
 
+def one_at_least(**flags: int) -> None:
+    for name, value in flags.items():
+        if value < 1:
+            raise ValueError(f"--{name} {value}: at least 1")
+
+
+def text_of(prompt: str) -> None:
+    if not prompt.strip():
+        raise ValueError(f"--prompt {prompt!r}: empty; give a text that the answer follows")
+
+
 def trace(argv: Sequence[str]) -> None:
     ap = parser("trace")
     ap.add_argument("--prompt", required=True, help="names the subject, or has {} for it")
@@ -46,6 +57,9 @@ def trace(argv: Sequence[str]) -> None:
     ap.add_argument("--sever", choices=("mlp", "attn"), default="")
     ap.add_argument("--out", type=Path, default=Path("trace"), help="folder of the page, pictures")
     args = ap.parse_args(argv)
+    one_at_least(samples=args.samples)
+    if args.level < 0:
+        raise ValueError(f"--level {args.level}: 0 (the default) or more")
     from jaxedit.data.cases import Fact, slotted
     from jaxedit.evaluate.hits import first_tokens
     from jaxedit.hf.load import inspect, load
@@ -86,8 +100,8 @@ def neurons(argv: Sequence[str]) -> None:
     ap.add_argument("--top", type=int, default=10, help="neurons (default 10)")
     ap.add_argument("--steps", type=int, default=20, help="of the integral of kn")
     args = ap.parse_args(argv)
-    if args.top < 1:
-        raise ValueError(f"--top {args.top}: at least 1")
+    one_at_least(top=args.top, steps=args.steps)
+    text_of(args.prompt)
     import jaxedit
     from jaxedit.locate import explain
     from jaxedit.report import neurons as report
@@ -107,8 +121,8 @@ def lens(argv: Sequence[str]) -> None:
     ap.add_argument("--answer", default="", help="default: what the model says; its first token")
     ap.add_argument("--top", type=int, default=5, help="tokens of each layer (default 5)")
     args = ap.parse_args(argv)
-    if args.top < 1:
-        raise ValueError(f"--top {args.top}: at least 1")
+    one_at_least(top=args.top)
+    text_of(args.prompt)
     import jaxedit
     from jaxedit.locate import explain
     from jaxedit.report import neurons as report
@@ -138,6 +152,7 @@ def compare(argv: Sequence[str]) -> None:
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--out", type=Path, default=Path("neurons"), help="folder; goes on from there")
     args = ap.parse_args(argv)
+    one_at_least(k=min(args.k))
     cfg = CompareTask(
         args.model, args.facts, tuple(args.finders), tuple(args.k), limit=args.limit,
         seed=args.seed, mesh=MeshConfig(args.data, args.fsdp, args.tensor), dtype=args.dtype,

@@ -18,7 +18,8 @@ makes any ratio large.
     qrnca         knowledge neurons, those that other facts have too counting for less; of the k
                   highest those that more than 0.3 of the facts have are taken out
     lape          neurons of few relations (where there are several)
-    random        as many as kn's, in the same layers, at random
+    random        as many as kn's (or the first finder's, where kn is not computed), in the same
+                  layers, at random
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from jaxedit import settings
 from jaxedit.data.cases import Skipped
 from jaxedit.evaluate.metrics import bootstrap
 from jaxedit.evaluate.records import lines, whole
+from jaxedit.hf.load import inspect
 from jaxedit.hf.load import load as load_model
 from jaxedit.locate import neurons, questions, specific
 from jaxedit.locate.explain import methods
@@ -82,6 +84,11 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
     """Scores and effects of every fact that has none yet; returns and writes the summary."""
     read, skipped = facts(cfg.facts, wordings=cfg.wordings, limit=cfg.limit, seed=cfg.seed)
     alone("locating")
+    shape = inspect(cfg.model)[0]  # what can be seen to be wrong is said before a model is read
+    if max(cfg.ks) > shape.layers * shape.mlp:
+        said = f"k {max(cfg.ks)}: {cfg.model} has {shape.layers * shape.mlp:,} neurons"
+        raise ValueError(f"{said}; give fewer")
+    of_several(cfg, read)
     model = load_model(cfg.model, cfg.mesh.make(), cfg.dtype)
     every, more = usable(model, read)
     p = questions.probabilities(model, [fact.found_in[0] for fact in every])
@@ -92,6 +99,7 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
             f"{cfg.facts}: {len(asked)} of {len(every)} facts have answers of p >= {cfg.known}; to "
             "compare takes two at least"
         )
+    of_several(cfg, asked)
     folder = Path(cfg.workdir)
     (folder / SCORES).mkdir(parents=True, exist_ok=True)
     how = dataclasses.asdict(cfg) | {"workdir": ""}
@@ -117,7 +125,8 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
         "p": float(p[p >= cfg.known].mean()),
         "skipped": [[s.row, s.reason] for s in [*skipped, *more]],
         "layers": model.cfg.layers, "neurons": model.cfg.mlp, "finders": {},
-        "consistency": consistency([s["kn"] for s in scored]),
+        "like": control(cfg),
+        "consistency": consistency([s["kn"] for s in scored]) if "kn" in needed(cfg) else {},
     }  # fmt: skip
     found = [done[place] for place in places]
     for name, sets in table.items():
@@ -129,6 +138,29 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
         }  # fmt: skip
     whole(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def of_several(cfg: CompareTask, some: Sequence[Asked]) -> None:
+    """LAPE needs two relations; it is left out where all finders are asked for, else an error."""
+    names = {fact.relation for fact in some}
+    if "lape" in cfg.finders and set(cfg.finders) != set(FINDERS) and len(names) == 1:
+        raise ValueError(
+            f"finder lape: all {len(some)} facts are of relation {names.pop()!r}, it takes two; "
+            "leave it out, or give more facts"
+        )
+
+
+def control(cfg: CompareTask) -> str:
+    """The finder that random neurons are like: kn where it is computed, else the first one."""
+    others = [name for name in FINDERS[:-1] if name in cfg.finders]
+    return "kn" if not others or {"kn", "qrnca"} & set(others) else others[0]
+
+
+def needed(cfg: CompareTask) -> list[str]:
+    """The scores that the finders come from."""
+    some = {*cfg.finders, *([control(cfg)] if "random" in cfg.finders else [])}
+    some |= {"kn"} if "qrnca" in some else set()
+    return [name for name in ("kn", "increase", "activation") if name in some]
 
 
 def usable(model: Model, some: Sequence[Asked]) -> tuple[list[Asked], list[Skipped]]:
@@ -145,8 +177,9 @@ def stored(file: Path, model: Model, fact: Asked, cfg: CompareTask) -> dict[str,
     if file.is_file():
         return {name: tensor.read() for name, tensor in read_header(file)[0].items()}
     asked, every = list(fact.found_in), methods(cfg.steps, cfg.exact)
-    made = {name: questions.scores(model, asked, method) for name, method in every.items()}
-    made["active"], made["tokens"] = active(model, asked)
+    made = {name: questions.scores(model, asked, every[name]) for name in needed(cfg)}
+    if "lape" in cfg.finders:
+        made["active"], made["tokens"] = active(model, asked)
     write(file, entries(made), {})
     return made
 
@@ -168,7 +201,7 @@ def finders(
     """Every finder's neurons [N, L, F] of N facts, for each number of them."""
     best = lambda scores: {k: np.asarray(neurons.highest(scores, k, over=0.0)) for k in cfg.ks}
     out: dict[str, dict[int, np.ndarray]] = {}
-    for name in ("kn", "increase", "activation"):
+    for name in needed(cfg):
         out[name] = best(np.stack([s[name].mean(0) for s in scored]))
     if "qrnca" in cfg.finders:
         out["qrnca"] = {k: specific.qrnca([s["kn"] for s in scored], top=k)[1] for k in cfg.ks}
@@ -183,7 +216,8 @@ def finders(
         score_LF = np.maximum(np.log(len(names)) - found.entropy_LF, 0)
         out["lape"] = best(np.where(found.sets_KLF, score_LF, 0)[of].astype(np.float32))
     like = lambda sets: neurons.random_like(jax.random.key(cfg.seed), jnp.asarray(sets))
-    out["random"] = {k: np.asarray(like(out["kn"][k])) for k in cfg.ks}
+    if "random" in cfg.finders:
+        out["random"] = {k: np.asarray(like(out[control(cfg)][k])) for k in cfg.ks}
     return {name: out[name] for name in FINDERS if name in out and name in cfg.finders}
 
 

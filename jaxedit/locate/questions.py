@@ -14,14 +14,15 @@ import numpy as np
 
 from jaxedit.base import Array, Params
 from jaxedit.data.cases import Skipped
-from jaxedit.data.requests import Row, bucket, probe_batches
+from jaxedit.data.requests import Batches, Row, bucket, probe_batches
 from jaxedit.locate.neurons import times
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.transformer import forward
 from jaxedit.progress import Progress, quiet
 from jaxedit.sharding import on_mesh_of
 
-Question = tuple[str, str]  # a prompt, and the answer that follows it
+# a prompt, and the answer that follows it: a text, after a space where one belongs, or a token
+Question = tuple[str, str | int]
 # params, tokens [B, S], positions, the answer's token [B], cfg -> scores [B, L, F]
 Method = Callable[[Params, Array, Array, Array, ModelConfig], Array]
 
@@ -41,12 +42,15 @@ def tokens(
     """Each question as tokens; what has no token of an answer is an error, or left out."""
     if model.tokenizer is None:
         raise ValueError("the model has no tokenizer: questions are texts")
-    found = probe_batches(model.tokenizer, asked, skip=skip)
-    empty = [r for r in found.rows if r.prompt >= len(r.tokens)]
+    texts = [(prompt, "" if isinstance(answer, int) else answer) for prompt, answer in asked]
+    found = probe_batches(model.tokenizer, texts, skip=skip)
+    given = lambda r: tuple(a for a in asked[r.place][1:] if isinstance(a, int))
+    rows = [r._replace(tokens=r.tokens + given(r)) for r in found.rows]
+    empty = [r for r in rows if r.prompt >= len(r.tokens)]
     if empty and not skip:
         raise ValueError(f"question {asked[empty[0].place][0]!r} has no answer")
     gone = [*found.skipped, *(Skipped(str(r.place), "no answer") for r in empty)]
-    return [r for r in found.rows if r.prompt < len(r.tokens)], gone
+    return [r for r in rows if r.prompt < len(r.tokens)], gone
 
 
 def predicted(some: Sequence[Row], size: int = 8, most: int = 0) -> Iterator[Rows]:
@@ -103,7 +107,7 @@ def probabilities(
     sets_MLF: neurons, whose activations are multiplied by `factor` where a token of the answer is
     predicted. which_N: each question's set (one set for all, or by default a set for each).
     """
-    found = probe_batches(model.tokenizer, asked, size=size)
+    found = Batches(tuple(tokens(model, asked)[0]), size=size)
     out = np.zeros(len(asked))
     if sets_MLF is not None and which_N is None:
         which_N = np.arange(len(asked)) if len(sets_MLF) > 1 else np.zeros(len(asked), int)

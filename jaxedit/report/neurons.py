@@ -40,6 +40,8 @@ def words(summary: Mapping[str, Any]) -> str:
                 rows.append([NAMES[name], *row, f"{pcr['mean']:.1f}" if pcr else "", range_of])
             out.append(f"\nthe {k} highest neurons {how}: change of the answers' probability")
             out.append(bounds.columns(rows))
+    if "random" in found and (like := summary["like"]) != "kn":
+        out.append(f"\nrandom: as many as those of {NAMES[like]}, in the same layers")
     c = summary["consistency"]
     if "within" in c:
         out.append(

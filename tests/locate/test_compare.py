@@ -187,6 +187,58 @@ def test_the_neurons_of_one_answer():
     assert any("teacher" in row["says"] for row in rows)
 
 
+def test_an_answer_that_goes_on_with_a_word_is_the_token_itself():
+    """After "Bane Fi" the model says "pi", which after a space is another token."""
+    model = jaxedit.load("world", dtype="float32")
+    prompt = "Bane Fi"
+    token = explain.next_token(model, prompt)
+    assert model.tokenizer.decode([token]) == "pi"
+    answer, p, _ = explain.neurons_of(model, prompt, top=3, steps=2)
+    assert answer == "pi"
+    assert p["plain"] > 0.2
+    answer, rows = explain.lens_of(model, prompt)
+    assert (answer, rows[-1]["rank"], rows[-1]["says"][0]) == ("pi", 1, "pi")
+    assert rows[-1]["p"] == pytest.approx(p["plain"], rel=1e-4)
+    # a token that begins a word is what its text is
+    prompt = "Bane Fipi works as a"
+    asked = [(prompt, "teacher"), (prompt, explain.next_token(model, prompt))]
+    one, two = questions.probabilities(model, asked)
+    assert one == pytest.approx(two)
+
+
+def test_only_what_the_finders_need_is_computed(tmp_path, monkeypatch):
+    """Random neurons are then like those of the first finder."""
+    some = ("increase", "random")
+    cfg = dataclasses.replace(CFG, facts="world:small:0:3", finders=some, workdir=str(tmp_path))
+    fails = {"increase": explain.methods(exact=20)["increase"]}
+    monkeypatch.setattr(compare, "methods", lambda steps, exact: fails)
+    monkeypatch.setattr(compare, "active", None)
+    summary = compare.run(cfg)
+    assert list(summary["finders"]) == list(some)
+    by_layer = [one["by_layer"] for one in summary["finders"].values()]
+    np.testing.assert_allclose(*by_layer)
+    told = report.words(summary)
+    assert "random: as many as those of log-probability increase, in the same layers" in told
+    assert compare.needed(dataclasses.replace(CFG, finders=("random",))) == ["kn"]
+    assert compare.needed(dataclasses.replace(CFG, finders=("qrnca", "activation"))) == [
+        "kn", "activation"
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_compared_is_said_before_anything_is_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "load_model", None)
+    many = dataclasses.replace(CFG, ks=(5, 99999), workdir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"k 99999: world has [\d,]+ neurons; give fewer"):
+        compare.run(many)
+    alike = [facts.Asked("born", str(i), (), (), ()) for i in range(3)]
+    monkeypatch.setattr(compare, "facts", lambda *_, **__: (alike, []))
+    some = dataclasses.replace(CFG, finders=("lape",), workdir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"finder lape: all 3 facts are of relation 'born'"):
+        compare.run(some)
+    compare.of_several(CFG, alike)  # all finders: it is left out
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_commands(tmp_path, capsys):
     ask = ["neurons", "--model", "world", "--prompt", "Bane Fipi was born in"]
     main([*ask, "--answer", "Mife", "--top", "3", "--steps", "6"])
@@ -204,8 +256,14 @@ def test_the_commands(tmp_path, capsys):
     assert rows[0].split()[3] == "teacher"
     with pytest.raises(ValueError, match="'finds': one of trace, neurons, lens, compare"):
         main(["finds"])
-    with pytest.raises(ValueError, match="--top 0: at least 1"):
-        main([*ask, "--top", "0"])
+    for flag in ("--top", "--steps"):
+        with pytest.raises(ValueError, match=f"{flag} 0: at least 1"):
+            main([*ask, flag, "0"])
+    for action in ("neurons", "lens"):
+        with pytest.raises(ValueError, match="--prompt ' ': empty; give a text"):
+            main([action, "--model", "world", "--prompt", " "])
+    with pytest.raises(ValueError, match="--k 0: at least 1"):
+        main(["compare", "--model", "world", "--k", "5", "0"])
     with pytest.raises(ValueError, match=r"facts 'world:small': write world:SIZE:SEED:COUNT"):
         main(["compare", "--model", "world", "--facts", "world:small", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="finder 'ig': of kn, increase"):
