@@ -41,6 +41,18 @@ def test_what_finds_neurons_beats_random_ones_fivefold(made):
     np.testing.assert_allclose(found["kn"]["by_layer"], found["random"]["by_layer"])
 
 
+def test_they_do_in_a_gated_model_too(tmp_path):
+    some = ("kn", "increase", "qrnca", "random")
+    cfg = dataclasses.replace(
+        CFG, model="world-llama", facts="world:small:0:8", finders=some, wordings=2, unrelated=4,
+        steps=4, workdir=str(tmp_path),
+    )  # fmt: skip
+    of = {name: one["20"]["suppress"] for name, one in compare.run(cfg)["finders"].items()}
+    for name in some[:-1]:
+        assert of[name]["pcr"]["mean"] > 5 * of["random"]["pcr"]["mean"]
+        assert of[name]["other wordings"]["mean"] < -0.5
+
+
 def planted_scores():
     """Ten facts of two relations, in two wordings each: neuron 0 of layer 0 is everyone's, neuron
     1 half of them have, neuron 10 + i of layer 1 is fact i's own.
