@@ -111,6 +111,21 @@ def test_a_pass_goes_on_where_it_was_killed(params, found, tmp_path, monkeypatch
         census.census(params, CFG, corpus(5), T, **(how | {"threshold": 0.2}))
 
 
+def test_a_pass_is_not_that_of_another_model_or_text(params, tmp_path):
+    how = {"threshold": 0.01, "ignore": (BOS,), "folder": tmp_path, "layers": ()}
+    mine = census.census(params, CFG, corpus(), T, **how)
+    again = census.census(params, CFG, corpus(), T, **how)
+    np.testing.assert_array_equal(again.active_LFT, mine.active_LFT)
+    other = {**params, "embed": {"w": params["embed"]["w"] * 2}}
+    with pytest.raises(ValueError, match="a census of another model; remove it, or name another"):
+        census.census(other, CFG, corpus(), T, **how)
+    for text in (lambda: [(TOKENS[:10] + 1, POS[:10])], lambda: [], corpus(7)):
+        with pytest.raises(ValueError, match="a census of other batches"):
+            census.census(params, CFG, text, T, **how)
+    more = census.census(params, CFG, lambda: [*corpus()(), (TOKENS[:2], POS[:2])], T, **how)
+    assert more.seen_T[0] == len(TOKENS) + 2  # text that has grown goes on
+
+
 def test_ngrams_end_where_a_neuron_fires(params):
     one, two = (
         census.ngrams(params, CFG, corpus(), [(1, ALIVE)], n, threshold=0.01)[0] for n in (1, 2)
