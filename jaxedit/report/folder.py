@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,16 +49,20 @@ def read(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; give {WRITERS}")
     summary_file, cases_file = folder / "summary.json", folder / "cases.jsonl"
+    own = whole(summary_file)
+    found = records(cases_file) if cases_file.exists() else []
+    if page := located(folder, {*own, *(found[0] if found else ())}):
+        written = "" if page.exists() else ", which its command writes when it ends"
+        raise ValueError(f"{folder} is a run of jaxedit.locate; its own page is {page}{written}")
     if not summary_file.exists() and not cases_file.exists():
         raise ValueError(
             f"{folder} is no run: it has neither summary.json nor cases.jsonl; give {WRITERS}"
         )
-    found = records(cases_file) if cases_file.exists() else []
     last = found[-1].get("at", 0) if found else 0
     settled = whole(folder / "config.json")
     return Run(
         folder,
-        whole(summary_file) if summary_file.exists() else summarise(found, last),
+        own if summary_file.exists() else summarise(found, last),
         tuple(r for r in found if r.get("at", 0) == last),
         summary_file.exists(),
         str(settled.get("command", "")),
@@ -66,6 +70,14 @@ def read(folder: str | Path) -> Run:
         whole(folder / "timing.json"),
         whole(folder / "analysis.json"),
     )
+
+
+def located(folder: Path, keys: Set[str]) -> Path | None:
+    """The page of a folder that is one of tracing, or of comparing finders of neurons."""
+    for name, key in (("trace.html", "window"), ("neurons.html", "finders")):
+        if key in keys or (not keys and (folder / name).exists()):
+            return folder / name
+    return None
 
 
 def whole(file: Path) -> Record:
