@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxedit import cli
 from jaxedit.progress import Meter
@@ -64,7 +65,7 @@ def trace(argv: Sequence[str]) -> None:
     from jaxedit.evaluate.hits import first_tokens
     from jaxedit.hf.load import inspect, load
     from jaxedit.locate import task
-    from jaxedit.report import bounds, traces
+    from jaxedit.report import bounds, png, traces
 
     # what can be seen to be wrong is said before a large model is read
     fact = Fact("0", slotted(args.prompt, args.subject), args.subject, ("?",))
@@ -82,14 +83,14 @@ def trace(argv: Sequence[str]) -> None:
     level = task.level_of(cfg, model, made)
     answer = first_tokens(model.tokenizer, [(made[0].text, args.answer)])[0]
     record = task.one(cfg, model, made[0], level, int(answer))
-    told = traces.fact_in_words(record, cfg.kinds)
-    drawn = traces.of_fact(record, cfg.kinds)
+    found: dict[str, Any] = {kind: task.effects([record], kind) for kind in cfg.traced}
+    told = traces.fact_in_words(record, cfg.traced, task.recommend(found, cfg.sever))
+    drawn = traces.of_fact(record, cfg.traced)
     print(told)
     files = [traces.page(record["prompt"], told, drawn, args.out / "trace.html")]
     for kind, one in drawn.items():
         files += bounds.save(one, args.out, f"trace-{kind}")
-    for file in files:
-        print(f"wrote {file}")
+    print("\n".join([*(f"wrote {file}" for file in files), *png.lacking()]))
 
 
 def neurons(argv: Sequence[str]) -> None:

@@ -59,11 +59,21 @@ class TraceTask:
             raise ValueError(f"kind {unknown[0]!r}: of {', '.join(trace.SITES)}")
         if self.noise not in get_args(trace.Rule):
             raise ValueError(f"noise {self.noise!r}: of {', '.join(get_args(trace.Rule))}")
+        if self.sever not in get_args(trace.Sever):
+            raise ValueError(f"sever {self.sever!r}: '', mlp, attn")
+        if not self.traced:
+            said = f"kinds {', '.join(self.kinds) or 'none'}, sever {self.sever!r}"
+            raise ValueError(f"{said}: nothing is left to trace; add a kind that is not severed")
         if self.samples < 1 or min(self.level, self.times) < 0:
             raise ValueError(
                 f"samples={self.samples}, level={self.level}, times={self.times}: at least "
                 "1 sample, and neither of the others negative"
             )
+
+    @property
+    def traced(self) -> tuple[trace.Kind, ...]:
+        """The kinds less the severed one, which cannot be restored: its scores are all the same."""
+        return tuple(kind for kind in self.kinds if kind != self.sever)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +154,10 @@ def one(
         answer = trace.says(model.params, np.array(asked.tokens), model.cfg)
     said = model.tokenizer.decode([answer]).strip()
     known = bool(said) and any(a.strip().startswith(said) for a in asked.answers)
-    record |= {"said": said, "known": known, "window": window_of(cfg, model)}
+    record |= {"said": said, "known": known, "window": window_of(cfg, model), "sever": cfg.sever}
     if not (known or every):
         return record
-    for kind in cfg.kinds:
+    for kind in cfg.traced:
         found = trace.trace(
             model.params, np.array(asked.tokens), noise, model.cfg,
             answer=answer, kind=kind, window=cfg.window, sever=cfg.sever,
@@ -190,9 +200,10 @@ def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
                 out.flush()
             progress(i + 1, len(asked))
     known = [done[a.place] for a in asked if done[a.place]["known"]]
+    known = [{k: x for k, x in r.items() if k != cfg.sever} for r in known]
     summary: dict[str, Any] = {
         "model": cfg.model, "facts": len(asked), "known": len(known), "noise": size,
-        "rule": cfg.noise,
+        "rule": cfg.noise, "sever": cfg.sever,
         "layers": model.cfg.layers, "window": window_of(cfg, model),
         "skipped": [[s.row, s.reason] for s in [*skipped, *more]],
     }  # fmt: skip
@@ -200,8 +211,8 @@ def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
         summary["low"], summary["high"] = (
             float(np.mean([r[k] for r in known])) for k in ("low", "high")
         )
-        summary["effects"] = {kind: effects(known, kind) for kind in cfg.kinds}
-        summary["recommended"] = recommend(summary["effects"])
+        summary["effects"] = {kind: effects(known, kind) for kind in cfg.traced}
+        summary["recommended"] = recommend(summary["effects"], cfg.sever)
         of = [a for a in asked if done[a.place]["known"]]
         summary["overlap"] = overlap(known, {"subject": [a.subject for a in of],
                                              "relation": [a.relation for a in of]})  # fmt: skip
@@ -244,14 +255,22 @@ def effects(known: Sequence[Mapping[str, Any]], kind: str) -> dict[str, dict[str
     return out
 
 
-def recommend(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The layer whose MLPs matter most at the subject's last token: what ROME edits."""
-    of = found.get("mlp", found.get("hidden", {})).get("last")
-    if of is None:
+def recommend(
+    found: Mapping[str, Mapping[str, Any]], sever: trace.Sever = ""
+) -> dict[str, Any] | None:
+    """The layer whose MLPs matter most at the subject's last token, which is what ROME edits, and
+    the two next ones. differs: is the effect more than zero by its interval; None of one fact,
+    which has no interval. Where MLPs are severed nothing is to be seen of theirs.
+    """
+    kind = "mlp" if "mlp" in found else "hidden"
+    if sever == "mlp" or "last" not in found.get(kind, {}):
         return None
-    layer = int(np.argmax(of["mean"]))
-    return {"layer": layer, "effect": of["mean"][layer], "error": of["error"][layer], "n": of["n"],
-            "kind": "mlp" if "mlp" in found else "hidden"}  # fmt: skip
+    of = found[kind]["last"]
+    at = lambda i: {"layer": i, "effect": of["mean"][i], "error": of["error"][i]}
+    best, *others = (at(i) for i in np.argsort(-np.array(of["mean"]), kind="stable").tolist())
+    more = best["effect"] > best["error"]
+    return {**best, "n": of["n"], "kind": kind, "differs": None if more and of["n"] == 1 else more,
+            "next": others[:2]}  # fmt: skip
 
 
 def overlap(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxedit.evaluate.metrics import Interval
-from jaxedit.report import bounds, charts, plots, traces
+from jaxedit.report import bounds, charts, plots, png, traces
 
 NAMES = {
     "kn": "knowledge neurons", "increase": "log-probability increase", "activation": "activation",
@@ -86,7 +86,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> list[str]:
     files = [traces.page(title, told, drawn, folder / "neurons.html")]
     for name, one in drawn.items():
         files += bounds.save(one, folder, f"neurons-{name}")
-    return [told, *(f"wrote {file}" for file in files)]
+    return [told, *(f"wrote {file}" for file in files), *png.lacking()]
 
 
 def table(found: Sequence[Mapping[str, Any]]) -> str:

@@ -41,18 +41,21 @@ def heatmap(
     title: str,
     unit: str = "",
     top: float | None = None,
+    bottom: float = 0.0,
     cell: int = CELL,
     colours: Colours = BLUE,
     axis: str = "",
 ) -> str:
-    """values [rows, columns], the first row at the bottom, from zero to `top` or the largest.
+    """values [rows, columns], the first row at the bottom, from `bottom`, whose
+    colour what is less has too, to `top` or the largest.
 
     What is not a number is left empty; a column with an empty name has none below it. axis: what
     the columns are.
     """
     height, width = values.shape
     known = values[np.isfinite(values)]
-    top = max(float(known.max(initial=0.0)) if top is None else top, 1e-9)
+    top = max(float(known.max(initial=bottom)) if top is None else top, bottom + 1e-9)
+    share = lambda value: (value - bottom) / (top - bottom)
     left = 12 + 8 * max(map(len, rows))
     turned = 8 * max(map(len, columns)) > cell
     foot = 20 + round(6.5 * max(map(len, columns)))
@@ -69,7 +72,7 @@ def heatmap(
                 out.append(f'<rect class="gap" {place} fill="none" stroke="{FAINT}"/>')
                 continue
             told = escape(f"{columns[j].strip()}, {row}: {value:.3f}{unit}")
-            out.append(f"<rect {place} {shade(value / top, colours)}><title>{told}</title></rect>")
+            out.append(f"<rect {place} {shade(share(value), colours)}><title>{told}</title></rect>")
     y = 40 + height * cell + 12
     for j, column in enumerate(columns):
         if column:
@@ -86,7 +89,8 @@ def heatmap(
         size = f'width="14" height="{height * cell / steps + 0.5:.1f}"'
         out.append(f'<rect x="{x}" y="{y:.1f}" {size} {shade(1 - (i + 0.5) / steps, colours)}/>')
     out.append(text(x + 18, 50, f"{top:.3g}{unit}"))
-    out.append(text(x + 18, max(40 + height * cell, 64), f"0{unit}"))
+    least = f"{'≤ ' if (known < bottom).any() else ''}{f'{bottom:.3f}' if bottom else 0}{unit}"
+    out.append(text(x + 18, max(40 + height * cell, 64), least))
     return svg(W, H, out, title)
 
 

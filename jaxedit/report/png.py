@@ -1,6 +1,7 @@
 """Pictures as PNG files, by an optional package."""
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,15 @@ def write(pictures: Mapping[str, str], folder: Path, begin: str) -> list[Path]:
         files.append(folder / f"{begin}-{plain}.png")
         files[-1].write_bytes(draw(with_margin(picture)))
     return files
+
+
+def lacking() -> list[str]:
+    """What to do for pictures as PNG, where they cannot be drawn."""
+    if importlib.util.find_spec("resvg_py") is None:
+        return ["pictures as PNG too: pip install 'jaxedit[plots]'"]
+    if not has_font(renderer()):
+        return ["pictures as PNG too: install a font, such as Debian's fonts-dejavu-core"]
+    return []
 
 
 def has_font(draw: Any) -> bool:

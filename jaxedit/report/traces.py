@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxedit.report import bounds, html, plots
+from jaxedit.report import bounds, html, plots, png
 
 FEW = 12  # layers, below which the sites of large models are not to be expected
 NAMES = {"hidden": "the state after a layer", "mlp": "MLPs", "attn": "attention"}
@@ -19,8 +19,11 @@ ROLES = {
 }  # fmt: skip
 
 
-def picture(values_TL: np.ndarray, names: Sequence[str], title: str, kind: str, window: int) -> str:
-    """Rows from the top are tokens from the first, columns are layers."""
+def picture(
+    values_TL: np.ndarray, names: Sequence[str], title: str, kind: str, window: int,
+    bottom: float = 0.0,
+) -> str:  # fmt: skip
+    """Rows from the top are tokens from the first, columns layers; colours begin at `bottom`."""
     layers = values_TL.shape[1]
     step = max(round(layers / 12), 1)
     columns = [str(i) if i % step == 0 else "" for i in range(layers)]
@@ -31,12 +34,14 @@ def picture(values_TL: np.ndarray, names: Sequence[str], title: str, kind: str, 
     )
     return plots.heatmap(
         values_TL[::-1], columns, list(names)[::-1], title=title, cell=30 if layers <= 16 else 14,
-        colours=COLOURS[kind], axis=axis,
+        colours=COLOURS[kind], axis=axis, bottom=bottom,
     )  # fmt: skip
 
 
 def of_fact(record: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, str]:
-    """A picture for each kind; the subject's tokens have a star."""
+    """A picture for each kind, whose colours begin at the score with noise and nothing restored, as
+    the authors'; the subject's tokens have a star.
+    """
     first, last = record["span"]
     names = [
         (token.strip() or repr(token)) + ("*" if first <= i <= last else "")
@@ -50,6 +55,7 @@ def of_fact(record: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, str]:
             f"{said} with {NAMES[kind]} restored",
             kind,
             record["window"],
+            record["low"],
         )
         for kind in kinds
     }
@@ -68,10 +74,12 @@ def of_summary(summary: Mapping[str, Any]) -> dict[str, str]:
 def words(summary: Mapping[str, Any]) -> str:
     lines = [
         f"{summary['known']} of {summary['facts']} facts are known and traced; "
-        f"noise of standard deviation {summary['noise']:.4g}, windows of {summary['window']} layers"
+        f"noise of standard deviation {summary['noise']:.4g}, windows of "
+        f"{several(summary['window'], 'layer')}"
     ]
     if not summary["known"]:
         return lines[0]
+    lines += severed(summary["sever"])
     lines.append(
         f"the answer's probability: {summary['high']:.3f}, under noise {summary['low']:.3f}; "
         "what restoring adds, at the best layer:"
@@ -88,15 +96,8 @@ def words(summary: Mapping[str, Any]) -> str:
             cells.append(f"{mean[at]:.3f} ± {error[at]:.3f} (layer {at})")
         rows.append([name, *cells])
     lines.append(bounds.columns(rows))
-    if best := summary["recommended"]:
-        lines.append(
-            f"to edit: layer {best['layer']}, where {NAMES[best['kind']]} at the subject's last "
-            f"token add most ({best['effect']:.3f} ± {best['error']:.3f}, {best['n']} facts)"
-        )
-        if summary["layers"] < FEW:
-            lines.append(
-                f"(of {summary['layers']} layers windows cover most: an order, not a place)"
-            )
+    if summary["recommended"]:
+        lines += advice(summary["recommended"], summary["layers"], summary["window"])
     for name in ("subject", "relation"):
         if one := summary["overlap"][name]:
             lines.append(
@@ -105,6 +106,37 @@ def words(summary: Mapping[str, Any]) -> str:
                 f"{one['groups']} groups)"
             )
     return "\n".join(lines)
+
+
+def severed(sever: str) -> list[str]:
+    more = "; no layer to edit is named" if sever == "mlp" else ""
+    why = f"held to the values of the noisy run and so not traced{more}"
+    return [f"severed: {NAMES[sever]}, {why}"] if sever else []
+
+
+def advice(best: Mapping[str, Any], layers: int, window: int) -> list[str]:
+    """The layer to edit and how sure that is."""
+    one = best["n"] == 1
+    size = lambda x: f"{x['effect']:.3f}" + ("" if one else f" ± {x['error']:.3f}")
+    said = f"{size(best)}, of {'this one fact' if one else str(best['n']) + ' facts'}"
+    what = f"restoring {NAMES[best['kind']]} at the subject's last token adds most"
+    if best["differs"] is False:
+        first = (
+            f"to edit: none is named; {what} at layer {best['layer']}, no more than zero ({said})"
+        )
+    else:
+        first = f"to edit: layer {best['layer']}, where {what} ({said})"
+    others = ", ".join(f"layer {x['layer']} ({size(x)})" for x in best["next"])
+    lines = [f"{first}; next {others}" if others else first]
+    if layers < FEW:
+        wide = f"windows of {several(window, 'layer')} cover most of"
+        few = f"{wide} {layers}" if 2 * window > layers else f"{several(layers, 'layer')} are few"
+        lines.append(f"({few}: an order, not a place)")
+    return lines
+
+
+def several(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def write(summary: Mapping[str, Any], folder: Path) -> list[str]:
@@ -116,7 +148,7 @@ def write(summary: Mapping[str, Any], folder: Path) -> list[str]:
     files = [page(f"Causal tracing of {summary['model']}", told, drawn, folder / "trace.html")]
     for kind, one in drawn.items():
         files += bounds.save(one, folder, f"trace-{kind}")
-    return [told, *(f"wrote {file}" for file in files)]
+    return [told, *(f"wrote {file}" for file in files), *png.lacking()]
 
 
 def page(title: str, told: str, pictures: Mapping[str, str], file: Path) -> Path:
@@ -124,8 +156,10 @@ def page(title: str, told: str, pictures: Mapping[str, str], file: Path) -> Path
     return html.write(file, html.page(title, [f"<pre>{escape(told)}</pre>", *figures]))
 
 
-def fact_in_words(record: Mapping[str, Any], kinds: Sequence[str]) -> str:
-    """What is said, and where restoring a state brings back most of it."""
+def fact_in_words(
+    record: Mapping[str, Any], kinds: Sequence[str], best: Mapping[str, Any] | None
+) -> str:
+    """What is said, where restoring a state brings back most of it, and the layer to edit."""
     lines = [
         f"{record['prompt']} -> {record['said']}",
         f"p = {record['high']:.3f}, with noise on the subject {record['low']:.3f}",
@@ -139,4 +173,7 @@ def fact_in_words(record: Mapping[str, Any], kinds: Sequence[str]) -> str:
             f"({scores[token, layer]:.3f}); at the subject's last token, layer {of.argmax()} "
             f"({of.max():.3f})"
         )
+    lines += severed(record["sever"])
+    if best:
+        lines += advice(best, len(record[best["kind"]][0]), record["window"])
     return "\n".join(lines)

@@ -9,7 +9,8 @@ import pytest
 from jaxedit.locate import task
 from jaxedit.locate.task import TraceTask, effects, recommend, roles, run
 from jaxedit.locating import main as locate
-from jaxedit.report import traces
+from jaxedit.report import plots, png, traces
+from jaxedit.report.__main__ import main as report
 
 CFG = TraceTask(
     "world", "world:small:0:4", kinds=("hidden", "mlp"), samples=3, dtype="float32", together=8,
@@ -43,6 +44,59 @@ def test_effects_are_means_over_facts_of_what_restoring_adds():
     assert "middle" not in found
     best = recommend({"mlp": found})
     assert (best["layer"], best["n"]) == (0, 2)
+
+
+def found(mean, error, n):
+    return {"last": {"mean": mean, "error": error, "n": n}}
+
+
+def test_the_layer_to_edit_is_named_with_what_is_known_of_it():
+    strong = found([0.1, 0.3, 0.2, 0.0], [0.05, 0.1, 0.05, 0.1], 20)
+    best = recommend({"mlp": strong, "hidden": found([9.0] * 4, [0.0] * 4, 20)})
+    assert (best["layer"], best["kind"], best["differs"]) == (1, "mlp", True)
+    assert [one["layer"] for one in best["next"]] == [2, 0]
+    told, few = traces.advice(best, 4, 1)
+    assert told == (
+        "to edit: layer 1, where restoring MLPs at the subject's last token adds most "
+        "(0.300 ± 0.100, of 20 facts); next layer 2 (0.200 ± 0.050), layer 0 (0.100 ± 0.050)"
+    )
+    assert few == "(4 layers are few: an order, not a place)"
+    assert traces.advice(best, 4, 3)[1].startswith("(windows of 3 layers cover most of 4:")
+    assert len(traces.advice(best, 24, 5)) == 1
+    weak = recommend({"mlp": found([0.01, -0.01], [0.045, 0.02], 20)})
+    assert traces.advice(weak, 24, 5) == [
+        "to edit: none is named; restoring MLPs at the subject's last token adds most at layer 0, "
+        "no more than zero (0.010 ± 0.045, of 20 facts); next layer 1 (-0.010 ± 0.020)"
+    ]
+    (one,) = traces.advice(recommend({"mlp": found([0.1, 0.2], [0, 0], 1)}), 24, 5)
+    assert one.endswith("adds most (0.200, of this one fact); next layer 0 (0.100)")
+    none = recommend({"mlp": found([0.0, -0.1], [0, 0], 1)})
+    assert none["differs"] is False
+    assert recommend({"hidden": strong}, "mlp") is None
+
+
+def test_what_is_severed_is_not_traced_and_names_no_layer(tmp_path):
+    cfg = dataclasses.replace(CFG, sever="mlp", limit=1, samples=2, workdir=str(tmp_path))
+    summary = run(cfg)
+    assert list(summary["effects"]) == ["hidden"]
+    assert summary["recommended"] is None
+    told = traces.words(summary)
+    assert "severed: MLPs, held to the values of the noisy run and so not traced; no layer" in told
+    assert "to edit: " not in told
+    with pytest.raises(ValueError, match="kinds mlp, sever 'mlp': nothing is left to trace"):
+        dataclasses.replace(CFG, kinds=("mlp",), sever="mlp")
+    with pytest.raises(ValueError, match="sever 'state': '', mlp, attn"):
+        dataclasses.replace(CFG, sever="state")
+
+
+def test_the_colours_of_one_fact_begin_at_what_noise_leaves():
+    record = {"tokens": ["a", "b"], "span": [0, 0], "said": "x", "window": 1, "low": 0.4,
+              "hidden": [[0.4, 0.2], [0.7, 1.0]]}  # fmt: skip
+    drawn = traces.of_fact(record, ["hidden"])["hidden"]
+    colour = lambda share: plots.colour(share, *plots.PURPLE[0])
+    for value, share in ((0.4, 0), (0.2, 0), (0.7, 0.5), (1.0, 1)):
+        assert f'fill="{colour(share)}"' in drawn.split(f": {value:.3f}<")[0].split("<rect")[-1]
+    assert ">≤ 0.400<" in drawn
 
 
 @pytest.mark.parametrize("name", ["world", "world-llama"])
@@ -90,6 +144,26 @@ def test_what_is_not_known_is_counted_and_not_traced(tmp_path):
     assert f"to edit: layer {found['recommended']['layer']}" in told
 
 
+def test_a_page_of_tracing_is_no_page_of_edits(made):
+    cfg, summary = made
+    traces.write(summary, task.Path(cfg.workdir))
+    page = task.Path(cfg.workdir, "trace.html")
+    with pytest.raises(ValueError, match=f"is a run of jaxedit.locate; its own page is {page}$"):
+        report([cfg.workdir])
+    page.unlink()
+    task.Path(cfg.workdir, task.SUMMARY).unlink()
+    with pytest.raises(ValueError, match=r"trace.html, which its command writes when it ends"):
+        report([cfg.workdir])
+
+
+def test_it_is_said_once_how_to_have_pictures_as_png(made, tmp_path, monkeypatch):
+    missing = lambda name: None
+    monkeypatch.setattr(png.importlib.util, "find_spec", missing)
+    told = traces.write(made[1], tmp_path)
+    assert told[-1] == "pictures as PNG too: pip install 'jaxedit[plots]'"
+    assert sum("PNG" in line for line in told) == 1
+
+
 def test_the_command_draws_one_fact(tmp_path, capsys):
     ask = ["trace", "--model", "world", "--samples", "3", "--out", str(tmp_path)]
     locate([*ask, "--prompt", "Bane Fipi was born in", "--subject", "Bane Fipi"])
@@ -99,11 +173,19 @@ def test_the_command_draws_one_fact(tmp_path, capsys):
     assert page.count("<svg") == 3
     assert "Fi*" in page
     assert "Born" not in page
+    assert "\nto edit: " in told
+    assert "this one fact" in told
     locate([*ask, "--prompt", "{} was born in", "--subject", "Bane Fipi", "--answer", "Kola",
             "--noise", "covariance"])  # fmt: skip
     other = capsys.readouterr().out
     assert other.startswith("Bane Fipi was born in -> Ko\n")
     assert "p = 0.00" in other
+    locate([*ask, "--prompt", "{} was born in", "--subject", "Bane Fipi", "--sever", "attn"])
+    told = capsys.readouterr().out
+    assert "severed: attention" in told
+    assert "attention: most at" not in told
+    with pytest.raises(ValueError, match="--samples 0: at least 1"):
+        locate([*ask, "--prompt", "{} was", "--subject", "Bane", "--samples", "0"])
     with pytest.raises(ValueError, match="subject 'Zidu' does not occur in the prompt"):
         locate([*ask, "--prompt", "He was born in", "--subject", "Zidu"])
     with pytest.raises(ValueError, match="a window of 9 layers; the model has 4"):
