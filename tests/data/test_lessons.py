@@ -131,5 +131,5 @@ def test_kinds_of_edit_come_in_turn_however_many_facts_each_has(words):
     assert all(kinds(some) == ["counterfactual"] * 4 + ["insertion"] * 4 for some in drawn)
     changed = [x.request.text for some in drawn for x in some if x.kind == "counterfactual"]
     assert len(set(changed)) == 16  # all of them, each once
-    with pytest.raises(ValueError, match="34 edits of different facts at once; .*, 16 of a kind"):
+    with pytest.raises(ValueError, match=r"34 edits of different facts at once; .*, 16 of a kind"):
         train.draw(0, 34)
