@@ -128,7 +128,7 @@ def test_kernels_are_chosen_where_their_features_suffice(monkeypatch):
     assert pick("tpu") == "flash"
     assert pick("tpu", T=200) == "einsum"
     assert pick("tpu", no_cache=False) == "einsum"
-    assert pick("tpu", cfg=cfg.replace(windows=(128,))) == "einsum"
+    assert pick("tpu", cfg=cfg.replace(windows=(128,) * cfg.layers)) == "einsum"
     assert pick("gpu", cfg=cfg.replace(attention="einsum")) == "einsum"
     with pytest.raises(ValueError, match="attention 'flashy': one of auto"):
         pick("cpu", cfg=cfg.replace(attention="flashy"))
@@ -137,7 +137,7 @@ def test_kernels_are_chosen_where_their_features_suffice(monkeypatch):
 def test_padding_attends_to_nothing_that_matters():
     """Whatever stands in padding columns, real columns do not change; nothing is NaN."""
     q, k, v, pos = inputs(T=16, H=8, padding=5)
-    cfg = LLAMA.replace(head_dim=8, attention="einsum")
+    cfg = LLAMA.replace(head_dim=8, rotary_dim=8, attention="einsum")
     junk = jnp.where((pos < 0)[:, None, :, None], 1e4, 0.0)
     run = lambda k, v: attention.attend(q, k, v, cfg, pos_BT=pos, pos_BS=pos, window=None)
     clean, dirty = run(k, v), run(k + junk, v + junk)

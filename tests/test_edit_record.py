@@ -21,8 +21,8 @@ from jaxedit.models.transformer import forward
 
 CFG = (
     SHAPES["tiny-llama"]
-    .replace(layers=3, embed=8, heads=2, kv_heads=1, head_dim=4)
-    .replace(mlp=12, vocab=19, max_len=16, rotary_dim=4)
+    .replace(layers=3, embed=8, heads=2, kv_heads=1, head_dim=4, rotary_dim=4)
+    .replace(mlp=12, vocab=19, max_len=16)
 )
 TOKENS = jnp.arange(6)[None]
 

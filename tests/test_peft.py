@@ -15,8 +15,8 @@ from jaxedit.models.sites import matrices
 
 LLAMA = (
     SHAPES["tiny-llama"]
-    .replace(layers=12, embed=8, heads=2, kv_heads=1, head_dim=4)
-    .replace(mlp=12, vocab=19, max_len=16, rotary_dim=4)
+    .replace(layers=12, embed=8, heads=2, kv_heads=1, head_dim=4, rotary_dim=4)
+    .replace(mlp=12, vocab=19, max_len=16)
 )
 PHI3 = LLAMA.replace(family="phi3")
 GPT2 = LLAMA.replace(

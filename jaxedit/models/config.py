@@ -12,6 +12,12 @@ import numpy as np
 from jaxedit.base import Params
 from jaxedit.sharding import mesh_of
 
+CHOICES = {
+    "norm": ("layer", "rms", "rms1p"),  # rms1p: Gemma's, whose scale is 1 + w
+    "act": ("silu", "gelu", "gelu_tanh", "relu"),
+    "qk_norm": ("", "head", "full"),  # over a head's dimension, over all heads
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -49,15 +55,15 @@ class ModelConfig:
     mlp: int
     vocab: int
     max_len: int
-    norm: str = "rms"  # "layer" | "rms" | "rms1p" (Gemma: scale is 1 + w)
+    norm: str = "rms"
     eps: float = 1e-5
-    act: str = "silu"  # a key of layers.ACTS
+    act: str = "silu"
     gated: bool = True
     parallel: bool = False  # attention and MLP both read the block's input
     pre_norm: bool = True  # False: only the outputs are normed (OLMo-2)
     post_norm: bool = False  # the outputs of attention and MLP are normed before they are added
     shared_norm: bool = False  # GPT-J: one norm feeds both attention and MLP
-    qk_norm: str = ""  # "" | "head" (over a head's dimension) | "full" (over all heads)
+    qk_norm: str = ""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -77,6 +83,30 @@ class ModelConfig:
     attention: str = "auto"  # auto | einsum | cudnn | flash
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))}")
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(
+                f"kv_heads={self.kv_heads}: a divisor of heads={self.heads}, as several query "
+                "heads share one of keys and values"
+            )
+        if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
+            raise ValueError(
+                f"rotary_dim={self.rotary_dim}: an even number, at most head_dim={self.head_dim}; "
+                "0 for no rotary positions"
+            )
+        for name in ("windows", "rope_kind"):
+            if (count := len(getattr(self, name))) not in (0, self.layers):
+                raise ValueError(
+                    f"{name} has {count} numbers: one for each of {self.layers} layers, or none"
+                )
+        if any(kind not in range(len(self.ropes)) for kind in self.rope_kind):
+            raise ValueError(
+                f"rope_kind={self.rope_kind}: each picks one of {len(self.ropes)} ropes, from 0"
+            )
 
     def replace(self, **changes: Any) -> "ModelConfig":
         return dataclasses.replace(self, **changes)

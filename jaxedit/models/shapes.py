@@ -84,12 +84,13 @@ SHAPES: dict[str, ModelConfig] = {
         mlp=3072,
         vocab=32000,
         max_len=2048,
-    ).replace(rotary_dim=64),
+        rotary_dim=64,
+    ),
     # two families that differ in everything: norms, positions, gates, biases, tying, grouped heads
     "tiny-gpt2": GPT2.replace(
         layers=4, embed=32, heads=4, kv_heads=4, head_dim=8, mlp=64, vocab=101, max_len=64
     ).replace(bos_id=1, eos_ids=()),
     "tiny-llama": LLAMA2.replace(
-        layers=4, embed=32, heads=4, kv_heads=2, head_dim=8, mlp=48, vocab=96, max_len=64
-    ).replace(rotary_dim=8, bos_id=1, eos_ids=()),
+        layers=4, embed=32, heads=4, kv_heads=2, head_dim=8, rotary_dim=8, mlp=48, vocab=96
+    ).replace(max_len=64, bos_id=1, eos_ids=()),
 }
