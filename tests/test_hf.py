@@ -13,7 +13,10 @@ import pytest
 from jaxedit.hf.families import FAMILIES
 from jaxedit.hf.load import load
 from jaxedit.hf.save import save
-from jaxedit.models.specs import flatten
+from jaxedit.models.config import Model, Rope
+from jaxedit.models.shapes import SHAPES
+from jaxedit.models.specs import flatten, init
+from jaxedit.models.transformer import forward
 from jaxedit.sharding import make_mesh
 from jaxedit.tensorfile import Tensor, entries, write
 
@@ -386,6 +389,66 @@ def test_what_lies_on_a_mesh_is_saved_as_what_does_not(tmp_path):
 
 def files(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def random_model(shape, **changes):
+    cfg = SHAPES[shape].replace(**changes)
+    return Model(init(jax.random.key(0), cfg), cfg)
+
+
+GEMMA2 = {"family": "gemma2", "norm": "rms1p", "post_norm": True, "embed_scale": 32**0.5}
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "words"),
+    [
+        ("tiny-llama", {"windows": (2,) * 4}, ["llama", "windows=(2, 2, 2, 2)", "read as ()"]),
+        ("tiny-llama", {"logit_softcap": 1.0}, ["llama", "logit_softcap=1.0", "read as 0.0"]),
+        ("tiny-llama", {"qkv_bias": True}, ["out_bias=False (it would be read as True)"]),
+        ("tiny-llama", {"out_bias": True}, ["out_bias=True (it would be read as False)"]),
+        ("tiny-llama", {"qk_norm": "head"}, ["qk_norm='head' (it would be read as '')"]),
+        ("tiny-llama", {"post_norm": True}, ["post_norm=True"]),
+        ("tiny-llama", {"learned_pos": True}, ["learned_pos=True"]),
+        ("tiny-llama", {"ropes": (Rope(), Rope(1e6)), "rope_kind": (0, 1, 0, 1)}, ["rope_kind"]),
+        ("tiny-gpt2", {"attn_scale": 0.5, "rotary_dim": 8}, ["attn_scale=0.5", "rotary_dim=8"]),
+        ("tiny-gpt2", {"norm": "rms", "mlp_bias": False}, ["norm='rms'", "mlp_bias=False"]),
+        ("tiny-gpt2", {"gated": True}, ["gated=True (it would be read as False)"]),
+        ("tiny-gpt2", {"kv_heads": 2}, ["kv_heads=2 (it would be read as 4)"]),
+        ("tiny-gpt2", {"head_dim": 16}, ["head_dim=16 (it would be read as 8)"]),
+        ("tiny-llama", {"family": "mistral", "windows": (2, 2, 2, 0)}, ["windows=(2, 2, 2, 0)"]),
+        ("tiny-llama", {"family": "gpt3"}, ["family='gpt3': one of gpt2", "llama"]),
+    ],
+)
+def test_save_refuses_what_its_family_cannot_say(tmp_path, shape, changes, words):
+    with pytest.raises(ValueError, match="family") as error:
+        save(random_model(shape, **changes), tmp_path / "model")
+    text = str(error.value)
+    assert "\n" not in text
+    assert all(word in text for word in words), text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        ("tiny-llama", {"dtype": "bfloat16", "attention": "einsum"}),
+        ("tiny-llama", {"attn_scale": 8**-0.5, "windows": (0,) * 4, "rope_kind": (0,) * 4}),
+        ("tiny-llama", {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "rotary_dim": 4}),
+        ("tiny-gpt2", {"ropes": (Rope(1e6),), "head_bias": True, "eos_ids": (2, 3)}),
+        ("tiny-llama", GEMMA2),
+        (
+            "tiny-llama",
+            GEMMA2 | {"attn_scale": 24**-0.5, "windows": (5, 0) * 2, "attn_softcap": 9.0},
+        ),
+    ],
+)
+def test_other_spellings_of_the_same_model_are_saved(tmp_path, shape, changes):
+    model = random_model(shape, **changes)
+    save(model, tmp_path / "model")
+    again = load(tmp_path / "model")
+    same(again.params, model.params)
+    logits = lambda m: forward(m.params, np.arange(9)[None], m.cfg.replace(dtype="float32")).logits
+    np.testing.assert_allclose(logits(again), logits(model), atol=1e-6)
 
 
 def test_save_refuses_a_folder_that_is_not_empty(folder):

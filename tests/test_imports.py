@@ -33,6 +33,7 @@ ORDER = [
     "models.generate",
     "hf.config",
     "hf.families",
+    "hf.round_trip",
     "hf.weights",
     "hf.load",
     "hf.save",

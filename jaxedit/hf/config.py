@@ -246,9 +246,8 @@ def read_gemma2(c: Any) -> dict[str, Any]:
 
 
 def write_gemma2(cfg: ModelConfig) -> dict[str, Any]:
-    assert cfg.attn_scale is not None
     kw = write_llama(cfg) | write_windows(cfg)
-    scalar = cfg.attn_scale**-2
+    scalar = cfg.head_dim if cfg.attn_scale is None else cfg.attn_scale**-2
     kw |= {"query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar}
     kw |= {"attn_logit_softcapping": cfg.attn_softcap or None}
     kw |= {"final_logit_softcapping": cfg.logit_softcap or None}

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxedit import checkpoint
 from jaxedit.hf.families import FAMILIES, family_keys
+from jaxedit.hf.round_trip import from_hf
 from jaxedit.hf.weights import FLOATS, read_params, stored_shape
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.specs import abstract, specs
@@ -144,13 +145,7 @@ def read_config(folder: Path) -> ModelConfig:
     if quantized := raw.get("quantization_config"):
         method = quantized.get("quant_method", "unknown")
         raise ValueError(f"{folder}: quantized weights ({method}); load the unquantized original")
-    from transformers import CONFIG_MAPPING
-
-    c = CONFIG_MAPPING[kind].from_dict(raw)
-    family = FAMILIES[kind]
-    cfg = ModelConfig(**family.read(getattr(c, "text_config", None) or c))
-    if family.model_type:
-        cfg = cfg.replace(family=family.model_type)
+    cfg = from_hf(kind, raw)
     generation = folder / "generation_config.json"
     if generation.exists():
         eos = read_json(generation).get("eos_token_id")

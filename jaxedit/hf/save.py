@@ -13,7 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxedit.hf.families import FAMILIES, Key, family_keys
+from jaxedit.hf.families import Key, family_keys
+from jaxedit.hf.round_trip import check_config, to_hf
 from jaxedit.hf.weights import stored_shape
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.specs import check, flatten
@@ -36,9 +37,11 @@ def save(
     it is whole.
 
     overwrite replaces a folder that holds a model and nothing else. In a job of several processes
-    all of them call it, and the first one writes.
+    all of them call it, and the first one writes. A model that a folder of its family would not
+    bring back is refused before anything is written.
     """
     folder = Path(folder)
+    check_config(model.cfg)
     check(model.params, model.cfg)
     refuse_others(folder, overwrite)
     part = folder.with_name(f".{folder.name}.part")
@@ -48,7 +51,7 @@ def save(
         part.mkdir(parents=True)
     write_weights(model, part, max_shard, writer, progress)
     if writer:
-        write_config(model.cfg, part, flatten(model.params)["embed/w"].dtype.name)
+        to_hf(model.cfg, model.params["embed"]["w"].dtype.name).save_pretrained(part)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(part)
         if folder.exists():
@@ -80,15 +83,6 @@ def refuse_others(folder: Path, overwrite: bool) -> None:
         problem = (problem or f"{folder}: the first process cannot write there") if found else ""
     if problem:
         raise FileExistsError(problem)
-
-
-def write_config(cfg: ModelConfig, folder: Path, dtype: str) -> None:
-    from transformers import CONFIG_MAPPING
-
-    family = FAMILIES[cfg.family]
-    c = CONFIG_MAPPING[cfg.family](**family.write(cfg), dtype=dtype)
-    c.architectures = [family.architecture]
-    c.save_pretrained(folder)
 
 
 def write_weights(
