@@ -14,8 +14,15 @@ def quiet(done: int, total: int) -> None:
 class Meter:
     """A line that is rewritten on a terminal, and repeated every `every` seconds in a log file."""
 
-    def __init__(self, label: str, unit: str = "", every: float = 10.0):
-        self.label, self.unit = label, unit
+    def __init__(
+        self,
+        label: str,
+        unit: str = "",
+        every: float = 10.0,
+        *,
+        each: tuple[int, str] | None = None,  # so many of what a unit has: (1024, "tokens")
+    ):
+        self.label, self.unit, self.each = label, unit, each
         self.start = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
         self.every = 0.2 if self.live else every
@@ -39,6 +46,10 @@ class Meter:
             amount = f"{size(done)} of {size(total)}"
         else:
             amount = f"{done:,} of {total:,} {self.unit}".rstrip()
+        if self.each and done > self.begun[0]:
+            rate = (done - at) / max(now - since, 1e-9) * self.each[0]
+            amount += f", {rate:,.0f}" if rate >= 100 else f", {rate:.3g}"
+            amount += f" {self.each[1]}/s"
         when = f", in {clock(spent)}" if last else f", {clock(left)} left" if guess else ""
         text = f"{self.label}: {done / total if total else 1:4.0%}  {amount}{when}"
         clear, end = ("\r\033[K", "\n" if last else "") if self.live else ("", "\n")

@@ -56,6 +56,28 @@ def test_what_was_there_at_first_says_nothing_of_the_pace(now, capsys):
     assert said(capsys).splitlines()[1] == "training:  60%  601 of 1,000 steps, 1:20 left"
 
 
+def test_a_pace_in_what_a_unit_has(now, capsys):
+    meter = Meter("training", "steps", each=(1024, "tokens"))
+    now(30)
+    meter(501, 1000)
+    assert "/s" not in said(capsys)  # the first call has only compiled
+    now(50)
+    meter(601, 1000)
+    want = "training:  60%  601 of 1,000 steps, 5,120 tokens/s, 1:20 left\n"
+    assert said(capsys) == want
+    now(130)
+    meter(1000, 1000)
+    assert said(capsys) == "training: 100%  1,000 of 1,000 steps, 5,110 tokens/s, in 2:10\n"
+
+
+def test_a_slow_pace_has_three_digits(now, capsys):
+    meter = Meter("training", "steps", each=(1, "steps"))
+    meter(0, 100)
+    now(30)
+    meter(7, 100)
+    assert said(capsys) == "training:   7%  7 of 100 steps, 0.233 steps/s, 6:39 left\n"
+
+
 def test_a_first_crumb_is_no_pace(now, capsys):
     """Which once made 80 hours of a minute."""
     meter = Meter("tokenising", "bytes")
