@@ -25,8 +25,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 def dump(cfg: Any, workdir: str | Path) -> Path:
     """Write `{"command", "config"}` to `workdir/config.json`, whole or not at all."""
-    if "://" in str(workdir):  # pathlib would make a local folder of that name
-        raise ValueError(f"work directory {str(workdir)!r} is not a local path: mount the bucket")
+    check_local(workdir)
     path = Path(workdir, "config.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(sys.orig_argv)
@@ -35,6 +34,11 @@ def dump(cfg: Any, workdir: str | Path) -> Path:
     part.write_text(to_json({"command": command, "config": dataclasses.asdict(cfg)}) + "\n")
     os.replace(part, path)
     return path
+
+
+def check_local(workdir: str | Path) -> None:
+    if "://" in str(workdir):  # pathlib would make a local folder of that name
+        raise ValueError(f"work directory {str(workdir)!r} is not a local path: mount the bucket")
 
 
 def load(spec: str) -> tuple[Any, list[str]]:

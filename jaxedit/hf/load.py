@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -27,6 +28,7 @@ FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # what is fe
 
 
 CHECKPOINT = "_CHECKPOINT_METADATA"  # Orbax's mark
+WEIGHTS, TRAINED = "weights", "float32"  # what a training's checkpoint has trained, and its dtype
 ASSETS = Path(__file__).parents[1] / "assets"  # models that ship with the package, by name
 
 
@@ -37,8 +39,8 @@ def load(
     *,
     progress: Progress = quiet,
 ) -> Model:
-    """Parameters, config and tokenizer of a folder, a hub name, a checkpoint of a model of ours, or
-    one that ships with the package ("world", "world-llama").
+    """Parameters, config and tokenizer of a folder, a hub name, a checkpoint of a model of ours or
+    of its training, or one that ships with the package ("world", "world-llama").
 
     dtype: of the weights and the computation ("float32", "bfloat16"); None keeps the weights as
     they are stored and computes in their dtype (in float32 where they are float16, whose range is
@@ -63,7 +65,8 @@ def inspect(name: str | os.PathLike) -> tuple[ModelConfig, str, int]:
     if (folder / CHECKPOINT).exists():
         about = model_metadata(folder)
         used = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        return ModelConfig.from_dict(about["model"]), about["dtype"], used
+        stored = about.get("dtype", TRAINED)
+        return ModelConfig.from_dict(about["model"]), stored, used
     cfg = read_config(folder)
     found = read_tensors(folder)
     tensors = match(found, cfg, folder)
@@ -81,6 +84,11 @@ def model_metadata(folder: Path) -> dict[str, Any]:
     about = checkpoint.metadata(folder)
     if "model" not in about:
         raise ValueError(f"{folder}: a checkpoint, but not one of a model")
+    if (what := about.get("trained", WEIGHTS)) != WEIGHTS:
+        raise ValueError(
+            f"{folder}: a checkpoint of deltas ({what}), not of a model; the same command goes on "
+            "with the run, which ends with edit.safetensors"
+        )
     return about
 
 
@@ -100,8 +108,27 @@ def load_checkpoint(folder: Path, mesh: Mesh | None, dtype: Any) -> Model:
     about = model_metadata(folder)
     cfg = ModelConfig.from_dict(about["model"])
     cfg = cfg if dtype is None else cfg.replace(dtype=jnp.dtype(dtype).name)
-    target = abstract(cfg, dtype or about["dtype"], mesh)
-    return Model(checkpoint.restore(folder, target), cfg, read_tokenizer(folder / "tokenizer"))
+    target = abstract(cfg, dtype or about.get("dtype", TRAINED), mesh)
+    if "dtype" in about:
+        return Model(checkpoint.restore(folder, target), cfg, read_tokenizer(folder / "tokenizer"))
+    tokenizer = read_tokenizer(folder.absolute().parents[1] / "tokenizer")  # of all its checkpoints
+    cfg = cfg.replace(dtype=jnp.dtype(dtype or TRAINED).name)
+    return Model(trained_params(folder, target), cfg, tokenizer)
+
+
+def trained_params(folder: Path, target: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a training's checkpoint. The host holds all of its state for a while."""
+    found = checkpoint.restore(folder)["trained"]
+    if jax.tree.structure(found) != jax.tree.structure(target):
+        raise ValueError(f"{folder}: a checkpoint of a training, but not of a model's weights")
+
+    def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+        if like.sharding is None:
+            return jnp.asarray(x, like.dtype)
+        part = lambda index: x[index].astype(like.dtype)
+        return jax.make_array_from_callback(like.shape, like.sharding, part)
+
+    return jax.tree.map(place, found, target)
 
 
 def find(name: str | os.PathLike) -> Path:
@@ -134,11 +161,15 @@ def find(name: str | os.PathLike) -> Path:
 
 def read_config(folder: Path) -> ModelConfig:
     file = folder / "config.json"
+    if not file.exists() and (steps := checkpoint.steps(folder)):
+        raise ValueError(f"{folder} holds the checkpoints of a run: give one, {folder}/{steps[-1]}")
     if not file.exists():
         raise FileNotFoundError(
             f"{folder}: no config.json, so this is not a Hugging Face model folder"
         )
     raw = read_json(file)
+    if {"command", "config"} <= raw.keys():
+        raise ValueError(f"{folder} is the work directory of a run, {result(folder)}")
     kind = raw.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"{file}: model_type {kind!r} is not supported: {', '.join(FAMILIES)}")
@@ -152,6 +183,16 @@ def read_config(folder: Path) -> ModelConfig:
         ids = eos if isinstance(eos, list) else [eos]
         cfg = cfg if eos is None else cfg.replace(eos_ids=tuple(ids))
     return cfg
+
+
+def result(folder: Path) -> str:
+    """Where a run has put its model, or as much of it as there is."""
+    if (folder / "model" / "config.json").is_file():
+        return f"whose model is {folder / 'model'}"
+    saved = folder / "checkpoints"
+    if saved.is_dir() and (steps := checkpoint.steps(saved)):
+        return f"which has not written a model; its last checkpoint is {saved / str(steps[-1])}"
+    return "which has no model"
 
 
 def read_json(file: Path) -> dict[str, Any]:

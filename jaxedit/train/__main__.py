@@ -18,9 +18,13 @@ def main() -> int:
     cfg = cli.parse("train")
     if not isinstance(cfg, TrainConfig):
         raise ValueError(f"config() returned a {type(cfg).__name__}; training takes a TrainConfig")
-    settings.dump(cfg, cfg.workdir)
+    settings.check_local(cfg.workdir)
     task = cfg.task.task(cfg.loop.steps, Meter("tokenising", "bytes"))
-    state, step = run(task, cfg.loop, cfg.workdir, progress=Meter("training", "steps"))
+    # only then, so that a run that is refused leaves the config of the one that is there
+    begun = lambda: settings.dump(cfg, cfg.workdir)
+    each = (task.tokens, "tokens") if task.tokens else (1, "steps")
+    meter = Meter("training", "steps", each=each)
+    state, step = run(task, cfg.loop, cfg.workdir, begun=begun, progress=meter)
     if step < cfg.loop.steps:
         if is_first():
             print(f"stopped at step {step}, saved; the same command goes on", file=sys.stderr)

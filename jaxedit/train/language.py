@@ -23,7 +23,8 @@ from jaxedit.data.world.questions import GROUPS, questions
 from jaxedit.data.world.vocabulary import tokenizer as world_tokenizer
 from jaxedit.edit.record import Edit, origin
 from jaxedit.evaluate.exact import exact
-from jaxedit.hf.load import find, load, read_tokenizer
+from jaxedit.hf.load import WEIGHTS, find, load, read_tokenizer
+from jaxedit.hf.round_trip import check_config
 from jaxedit.hf.save import save
 from jaxedit.models import specs
 from jaxedit.models.config import Model, ModelConfig
@@ -141,6 +142,8 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
     """Training as the loop wants it. The state: what is trained, the optimizer's, the step."""
     mesh = cfg.mesh.make()
     model = first_model(cfg, mesh)
+    if not cfg.lora:
+        check_config(model.cfg)  # before the steps, not when they are done
     check_windows(cfg, model.cfg, mesh)
     asked = sample(cfg.eval)
     train = load_text(cfg.text, model.tokenizer, progress=progress)
@@ -212,8 +215,9 @@ def language_task(cfg: LanguageConfig, steps: int, progress: Progress = quiet) -
         batch,
         lambda state, batch: update(state, base, batch),
         evaluate if held is not None or cfg.eval.groups else None,
-        metadata={"model": model.cfg.to_dict()},
+        metadata={"model": model.cfg.to_dict(), "trained": str(cfg.lora or WEIGHTS)},
         tokens=cfg.text.batch * cfg.text.length,
+        begin=partial(begin, model),
         finish=partial(finish, cfg, model),
     )
 
@@ -267,6 +271,12 @@ def sample(cfg: EvalConfig) -> dict[str, list[Probe]]:
         asked = questions(world, group)
         out[group] = [asked[i] for i in random.permutation(len(asked))[: cfg.questions]]
     return out
+
+
+def begin(model: Model, folder: Path) -> None:
+    """The tokenizer beside the checkpoints, which are models too (hf.load)."""
+    if is_first():
+        model.tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def finish(cfg: LanguageConfig, model: Model, state: Any, folder: Path) -> Path:

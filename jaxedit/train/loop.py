@@ -20,10 +20,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.experimental import multihost_utils
 
+from jaxedit import checkpoint
 from jaxedit.checkpoint import Checkpointer
 from jaxedit.progress import Progress, is_first, quiet
 
 Metrics = Mapping[str, Any]
+HOW = ("dtype", "attention")  # how a model computes may change while it is trained
 AHEAD = 2  # updates that may be under way before the loss of an earlier one is looked at
 
 
@@ -48,6 +50,7 @@ class Task(NamedTuple):
     evaluate: Callable[[Any], Metrics] | None = None
     metadata: Mapping[str, Any] = {}  # goes into every checkpoint
     tokens: int = 0  # in a batch, for the rate
+    begin: Callable[[Path], None] | None = None  # writes what the checkpoints need beside them
     finish: Callable[[Any, Path], Path] | None = None  # writes what was trained, says where
 
 
@@ -67,13 +70,18 @@ class TrainConfig:
 
 
 def run(
-    task: Task, cfg: LoopConfig, workdir: str | Path, *, progress: Progress = quiet
+    task: Task,
+    cfg: LoopConfig,
+    workdir: str | Path,
+    *,
+    begun: Callable[[], Any] = lambda: None,
+    progress: Progress = quiet,
 ) -> tuple[Any, int]:
     """Trains until cfg.steps, from the last checkpoint in workdir if there is one.
 
     Returns the state (with cfg.best: the best one) and the step: fewer than cfg.steps where SIGTERM
     asked to stop; then it is saved, and the same call goes on from there. Where patience ends it,
-    cfg.steps. Metrics go to workdir/metrics.jsonl.
+    cfg.steps. Metrics go to workdir/metrics.jsonl. begun: called once there is a state to train.
     """
     check(cfg, task)
     workdir = Path(workdir)
@@ -83,9 +91,12 @@ def run(
     with opened as saved, terminated() as stop:
         step = 0
         if saved.latest is not None:
-            step, state = saved.restore(state)
+            step, state = resume(saved, state, workdir, task.metadata)
         if step > cfg.steps:
             raise ValueError(f"{workdir} is at step {step}, beyond steps={cfg.steps}: raise it")
+        begun()
+        if task.begin:
+            task.begin(workdir)
         with Log(workdir, step, cfg.tensorboard) as log:
             watch = Watch(saved)
             clock, at = time.perf_counter(), step
@@ -119,7 +130,7 @@ def run(
                 if step % cfg.save_every == 0 or last or stopped or score is not None:
                     watch.finish()  # nothing is saved after a loss that is not finite
                     saved.save(step, state, metadata=dict(task.metadata), score=score)
-            if not stopped:
+            if not stopped or step == cfg.steps:  # a stop in the last step finds nothing to stop
                 step = cfg.steps
                 if saved.best is not None:
                     _, state = saved.restore(state, step=saved.best)
@@ -133,6 +144,34 @@ def check(cfg: LoopConfig, task: Task) -> None:
         raise ValueError(f"best={cfg.best}: this task measures nothing; leave it out")
     if cfg.patience and not (cfg.best and cfg.eval_every):
         raise ValueError(f"patience={cfg.patience}: set best and eval_every as well")
+
+
+def resume(saved: Checkpointer, state: Any, workdir: Path, want: Metrics) -> tuple[int, Any]:
+    """The last step and its state; raises where it is not one of what is trained now."""
+    have = checkpoint.metadata(saved.folder / str(saved.latest))
+    old, new = dict(flat(have)), dict(flat(json.loads(json.dumps(dict(want)))))
+    other = [
+        f"{name} is {old[name]!r} there and {value!r} here"
+        for name, value in new.items()
+        if name in old and old[name] != value and name.rpartition(".")[2] not in HOW
+    ]
+    if other:
+        more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
+        raise ValueError(f"{workdir} holds another run: {other[0]}{more}; use another workdir")
+    try:
+        return saved.restore(state)
+    except ValueError as error:
+        if "does not fit" not in str(error):
+            raise
+        raise ValueError(f"{workdir} holds another run: use another workdir ({error})") from error
+
+
+def flat(about: Metrics, at: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in about.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{at}{name}.")
+        else:
+            yield at + name, value
 
 
 def measured(workdir: Path, name: str) -> list[float]:
