@@ -74,8 +74,13 @@ def load(spec: str) -> tuple[Any, list[str]]:
 
 
 def override(cfg: Any, settings: Iterable[str]) -> Any:
-    """A copy of `cfg` with leaves replaced: `override(cfg, ["editor.layer=7", "save=false"])`."""
-    hints = {key: hint for key, hint, _ in walk(cfg)}
+    """A copy of `cfg` with leaves replaced: `override(cfg, ["editor.layer=7", "save=false"])`.
+
+    Where a field is None that may be a config, setting one of that config's fields makes it.
+    """
+    settings = list(settings)
+    named = [setting.partition("=")[0] for setting in settings]
+    hints = {key: hint for key, hint, _ in walk(cfg, named=named)}
     changes = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -92,13 +97,13 @@ def override(cfg: Any, settings: Iterable[str]) -> Any:
 
 def rebuild(cfg: Any, changes: dict[str, Any], prefix: str) -> Any:
     # All fields at once, so that a check in __post_init__ sees only the final values.
-    new = {}
+    new, hints = {}, typing.get_type_hints(type(cfg))
     for field in dataclasses.fields(cfg):
         key, value = prefix + field.name, getattr(cfg, field.name)
         if key in changes:
             new[field.name] = changes[key]
-        elif is_config(value):
-            new[field.name] = rebuild(value, changes, f"{key}.")
+        elif is_config(inner := entered(value, hints[field.name], key, changes)):
+            new[field.name] = rebuild(inner, changes, f"{key}.")
     return dataclasses.replace(cfg, **new)
 
 
@@ -126,14 +131,23 @@ def thaw(hint: Any, value: Any) -> Any:
     return value
 
 
-def walk(cfg: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def walk(cfg: Any, prefix: str = "", named: Iterable[str] = ()) -> Iterator[tuple[str, Any, Any]]:
     """(dotted path, annotation, value) of every field, those that hold further fields included."""
     hints = typing.get_type_hints(type(cfg))
     for field in dataclasses.fields(cfg):
-        value = getattr(cfg, field.name)
-        yield prefix + field.name, hints[field.name], value
-        if is_config(value):
-            yield from walk(value, f"{prefix}{field.name}.")
+        key, hint, value = prefix + field.name, hints[field.name], getattr(cfg, field.name)
+        yield key, hint, value
+        if is_config(inner := entered(value, hint, key, named)):
+            yield from walk(inner, f"{key}.", named)
+
+
+def entered(value: Any, hint: Any, key: str, named: Iterable[str]) -> Any:
+    """The value of a field; for None, the config that it may be if one of its fields is named."""
+    if value is None and any(name.startswith(f"{key}.") for name in named):
+        kinds = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
+        with contextlib.suppress(TypeError):  # it has fields without a default
+            return kinds[0]() if len(kinds) == 1 and isinstance(kinds[0], type) else None
+    return value
 
 
 def settle(where: str, key: str, hint: Any, given: Any, readings: Iterable[Any]) -> Any:
@@ -143,7 +157,22 @@ def settle(where: str, key: str, hint: Any, given: Any, readings: Iterable[Any])
     for reading in readings:
         with contextlib.suppress(ValueError):
             return accept(reading, hint)
+    if words := choices(hint):
+        close = difflib.get_close_matches(str(given), words, 1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{where}: {given!r}: one of {', '.join(map(repr, words))}{meant}")
     raise ValueError(f"{where}: expected {show(hint)}, got {given!r}")
+
+
+def choices(hint: Any) -> list[str]:
+    """The words that a field takes, if that is all it takes."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return [*map(str, options)]
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return []
+    each = [["none"] if option is type(None) else choices(option) for option in options]
+    return [word for words in each for word in words] if all(each) else []
 
 
 def readings(text: str) -> Iterator[Any]:

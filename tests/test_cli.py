@@ -38,11 +38,17 @@ class Range:
             raise ValueError(f"low={self.low} is above high={self.high}")
 
 @dataclasses.dataclass(frozen=True)
+class Needy:
+    count: int
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     model: str = "gpt2-xl"
     editor: Rome | Ike = Rome()
     layers: Range = Range()
     extra: Rome | None = None
+    precision: Literal["float32", "bfloat16"] | None = None
+    needy: Needy | None = None
     seeds: tuple[int, ...] = (0,)
     sites: tuple[str, ...] = ("mlp_out",)
     mesh: tuple[int, int] = (1, 1)
@@ -147,6 +153,8 @@ def test_a_preset_and_repeated_settings(file):
         ("anything=[1]", (1,)),
         ("tag={[]: 1}", "{[]: 1}"),
         ("extra=none", None),
+        ("extra.layer=3", 3),
+        ("extra.clamp=none", None),
     ],
 )
 def test_text_becomes_the_type_of_the_field(file, setting, value):
@@ -164,6 +172,11 @@ def test_text_becomes_the_type_of_the_field(file, setting, value):
         ("editor.layer=1.5", ["int", "'1.5'"]),
         ("editor.layer=true", ["int", "'true'"]),
         ("editor.norm=l3", ["'l2'", "'none'", "'l3'"]),
+        ("editor.norm=non", ["editor.norm=non: 'non': one of 'l2', 'none'; did you mean 'none'?"]),
+        ("precision=bflot16", ["'float32', 'bfloat16', 'none'; did you mean 'bfloat16'?"]),
+        ("extra.layr=3", ["no field 'extra.layr'", "did you mean extra.layer"]),
+        ("extra.layer=x", ["expected int, got 'x'"]),
+        ("needy.count=3", ["no field 'needy.count'"]),
         ("save=1", ["bool", "'1'"]),
         ("save=yes", ["bool", "'yes'"]),
         ("seeds=1,x", ["tuple[int, ...]", "'1,x'"]),
@@ -456,3 +469,10 @@ def test_a_reader_that_has_enough_is_no_error():
     run.stdout.close()
     assert run.stderr.read() == ""
     assert run.wait() == 141
+
+
+def test_the_package_is_the_console_script():
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxedit", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("jaxedit ")
