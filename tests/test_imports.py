@@ -184,6 +184,7 @@ ORDER = [
     "report.bounds",
     "report.traces",
     "report.neurons",
+    "__main__",
     "hf.__main__",
     "train.__main__",
     "edit.__main__",
