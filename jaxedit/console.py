@@ -52,6 +52,12 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     held, compute = args.dtype or stored, args.dtype or cfg.dtype
     weights = sum(shard_size(s.shape, s.axes, s.parts, mesh) for s in specs(cfg).values())
     length = args.length or min(cfg.max_len, 4096)
+    whole = sum(math.prod(s.shape) for s in specs(cfg).values())
+    cut = lambda axis: sum(
+        shard_size(s.shape, s.axes, s.parts, dict.fromkeys(AXES, 1) | {axis: mesh[axis]})
+        for s in specs(cfg).values()
+    )
+    idle = [axis for axis in ("fsdp", "tensor") if mesh[axis] > 1 and cut(axis) == whole]
     cache = (2, cfg.layers, args.batch, length, cfg.kv_heads, cfg.head_dim)
     slots = shard_size(cache, (None, "layer", "batch", None, "heads", None), (), mesh)
     return {
@@ -60,6 +66,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         "stored": stored,
         "disk_bytes": on_disk,
         "mesh": mesh,
+        "idle": idle,  # axes of the mesh that no weight is divided by
         "weights": {"dtype": held, "bytes": weights * jnp.dtype(held).itemsize},
         "cache": {
             "dtype": compute,
@@ -77,6 +84,7 @@ def table(facts: dict[str, Any]) -> dict[str, str]:
     if local := sum(map(bool, m["windows"])):
         marks.append(f"window {max(m['windows'])} in {local} of {m['layers']} layers")
     devices, rows = math.prod(facts["mesh"].values()), cache["batch"]
+    idle = "".join(f"; {axis}={facts['mesh'][axis]} divides no weight" for axis in facts["idle"])
     return {
         "family": ", ".join([m["family"], *marks]),
         "parameters": f"{facts['parameters']:,}",
@@ -88,7 +96,7 @@ def table(facts: dict[str, Any]) -> dict[str, str]:
         "positions": f"{m['max_len']:,}",
         "on disk": f"{size(facts['disk_bytes'])} in {facts['stored']}",
         "mesh": " ".join(f"{axis}={n}" for axis, n in facts["mesh"].items())
-        + f", {devices} device{'s' if devices > 1 else ''}",
+        + f", {devices} device{'s' if devices > 1 else ''}{idle}",
         "weights": f"{size(weights['bytes'])} per device in {weights['dtype']}",
         "cache": f"{size(cache['bytes'])} per device in {cache['dtype']}, for "
         f"{rows} row{'s' if rows > 1 else ''} of {cache['length']:,} tokens",

@@ -130,6 +130,13 @@ def test_info_speaks_of_one_device_and_one_row(folders, out):
     assert lines[-1].endswith("32.8 kB per device in float32, for 1 row of 32 tokens")
 
 
+def test_info_says_which_axis_divides_nothing(folder, out):
+    mesh = out("info", folder, "--fsdp", 5, "--tensor", 2).splitlines()[-3]
+    assert mesh.endswith("10 devices; fsdp=5 divides no weight")
+    assert json.loads(out("info", folder, "--json", "--fsdp", 5))["idle"] == ["fsdp"]
+    assert "divides no" not in out("info", folder, "--data", 3, "--fsdp", 2)
+
+
 def test_info_for_programs(folder, model, out):
     facts = json.loads(out("info", folder, "--json", "--batch", 4, "--length", 10, "--fsdp", 2))
     leaves = jax.tree.leaves(model.params)
