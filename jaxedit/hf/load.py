@@ -20,7 +20,7 @@ from jaxedit.hf.families import FAMILIES, family_keys
 from jaxedit.hf.round_trip import from_hf
 from jaxedit.hf.weights import FLOATS, read_params, stored_shape
 from jaxedit.models.config import Model, ModelConfig
-from jaxedit.models.specs import abstract, specs
+from jaxedit.models.specs import abstract, flatten, specs
 from jaxedit.progress import Progress, quiet
 from jaxedit.tensorfile import Tensor, read_header
 
@@ -119,7 +119,7 @@ def load_checkpoint(folder: Path, mesh: Mesh | None, dtype: Any) -> Model:
 def trained_params(folder: Path, target: dict[str, Any]) -> dict[str, Any]:
     """The weights of a training's checkpoint. The host holds all of its state for a while."""
     found = checkpoint.restore(folder)["trained"]
-    if jax.tree.structure(found) != jax.tree.structure(target):
+    if not isinstance(found, dict) or flatten(found).keys() != flatten(target).keys():
         raise ValueError(f"{folder}: a checkpoint of a training, but not of a model's weights")
 
     def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:

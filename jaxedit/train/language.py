@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,12 @@ from jaxedit.models import specs
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.sites import check_names, matrices
 from jaxedit.progress import Progress, is_first, quiet
-from jaxedit.settings import Dtype
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
 from jaxedit.train.loop import Task
 from jaxedit.train.loss import next_token, over_parts
 from jaxedit.train.optimizer import OptimizerConfig, adamw, learning_rate
 
+Precision = Literal["float32", "bfloat16", "float16"]
 MADE: dict[str, Callable[[], Any]] = {  # tokenizers that are made, not read
     "world": world_tokenizer,
     "world-bos": partial(world_tokenizer, bos=True),
@@ -80,8 +80,8 @@ class LanguageConfig:
     accumulate: int = 1  # parts of a batch whose gradients are added up
     remat: bool = False  # activations are computed again in the backward pass
     unroll: bool = False  # no loop over layers: longer to compile, faster for few layers
-    dtype: Dtype = "float32"  # of the computation; trained weights are float32
-    save_dtype: Dtype = "float32"  # of the model that is written at the end
+    dtype: Precision = "float32"  # of the computation; trained weights are float32
+    save_dtype: Precision = "float32"  # of the model that is written at the end
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -168,3 +168,16 @@ def test_the_best_is_the_result_whatever_comes_in_the_last_step(tmp_path, stop_a
     state, step = run(task, cfg, tmp_path)
     assert (float(state["x"]), step) == (2, 4)
     assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 4
+
+
+def test_the_command_sets_what_a_preset_leaves_out(capfd, train, tmp_path):
+    base, where = tmp_path / "base", f"workdir={tmp_path / 'lora'}"
+    jaxedit.save(jaxedit.Model(jaxedit.init(jax.random.key(3), SHAPE), SHAPE), base)
+    start = ("task.model=none", f"task.start={base}")
+    assert train(where, *start, "task.lora.rank=4") == 0
+    edit = jaxedit.Edit.load(tmp_path / "lora/edit.safetensors")
+    assert edit.deltas["attn/q"].a.shape[-1] == 4
+    line = refused(capfd, train, where, "task.save_dtype=float64")
+    assert "'float64': one of 'float32', 'bfloat16', 'float16'" in line
+    line = refused(capfd, train, where, "task.optimizer.schedule=cosin")
+    assert "'cosin': one of 'constant', 'linear', 'cosine'; did you mean 'cosine'?" in line
