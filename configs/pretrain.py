@@ -4,11 +4,20 @@
         --set task.text.source.paths='(DATA/text/eltec_eng.jsonl.gz,world:large:0:1500000)' \
         task.tokenizer=DATA/tokenizers/gpt2 task.mesh.fsdp=-1
 
+    python -m jaxedit.train --config configs/pretrain.py:llama-160m \
+        --set task.text.source.paths='(DATA/text/eltec_eng.jsonl.gz,world:large:0:1500000)' \
+        task.tokenizer=DATA/tokenizers/gpt2 task.mesh.fsdp=-1 workdir=runs/pretrain-llama-160m
+
+The repository holds neither text nor GPT-2's tokenizer: the defaults data/text and
+data/tokenizers/gpt2 are folders to make where the command is started, or set both as above.
+task.text.source.paths: files or folders of English text, JSONL or plain, and the made-up world,
+which needs no file. task.tokenizer: a folder with GPT-2's tokenizer.json, or with its vocab.json
+and merges.txt.
+
 Hardware: made for one H100 or H200 (bfloat16, 64 windows of 1,024 tokens a step). A bare training
 step of gpt2-small goes through 461,100 tokens a second on an H200 (`python benchmarks/gpu.py
-gpt2-small`); neither preset has been run to its end, so no loss is promised. DATA is any folder
-with English text as JSONL or plain files and GPT-2's tokenizer; 1.5 million documents of the large
-world state each of its 130,000 facts about a dozen times.
+gpt2-small`); neither preset has been run to its end, so no loss is promised. 1.5 million
+documents of the large world state each of its 130,000 facts about a dozen times.
 """
 
 from typing import Any

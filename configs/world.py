@@ -3,6 +3,15 @@
     python -m jaxedit.train --config configs/world.py:small            GPT-2-style
     python -m jaxedit.train --config configs/world.py:small-llama      Llama-style
 
+Training goes on from a model, with its own tokenizer, or trains low-rank changes of one, which end
+as an edit; task.start also takes the checkpoint of a run, RUN/checkpoints/STEP:
+
+    python -m jaxedit.train --config configs/world.py:small \
+        --set task.model=none task.start=world task.tokenizer= loop.steps=500 workdir=runs/on
+    python -m jaxedit.train --config configs/world.py:small \
+        --set task.model=none task.start=world task.tokenizer= task.lora.rank=4 loop.steps=500 \
+        workdir=runs/lora
+
 Hardware: two CPU cores. `small` took 9.9 minutes at about 8,000 tokens per second; `small-llama` 16
 minutes of steps, at 8,700 tokens per second alone and half of that beside other work. Result: 100 %
 and 99.7 % of the facts exact, 99.9 % and 99.7 % in phrasings that training never used; the models'
