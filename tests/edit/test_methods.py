@@ -161,7 +161,7 @@ def test_a_whole_part_is_not_mixed_with_published_settings():
         ("rome", {"layer": "5"}, "rome: expected int, got '5'"),
         ("rome", {"layer": 5.5}, "rome: expected int, got 5.5"),
         ("rome", {"values.steps": 0}, "steps, lr and clamp are positive"),
-        ("rome", {"rows.token": "first"}, r"rome: expected Literal\['subject_last'"),
+        ("rome", {"rows.token": "first"}, "rome: 'first': one of 'subject_last'"),
     ],
 )
 def test_what_cannot_be_set_is_told_in_one_line(method, how, why):
