@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
-from jaxedit.data.cases import EditCase, Probe
+from jaxedit.data.cases import EditCase, EditRequest, Probe
 from jaxedit.data.requests import Marked, mark
 from jaxedit.edit.record import Edit
 from jaxedit.evaluate.ask import Asker, Pair
@@ -81,14 +81,19 @@ def observe(
     edits: Sequence[Edit],
     edit_of: Sequence[int] | None = None,
     cfg: AskConfig = AskConfig(),
+    made: Sequence[EditRequest] = (),
 ) -> list[Observed]:
-    """Every case asked of the unedited model and of its edit: edits[edit_of[i]], or edits[i]."""
+    """Every case asked of the unedited model and of its edit: edits[edit_of[i]], or edits[i].
+
+    made: the requests of an edit that cases share; what it says elsewhere is no case's locality.
+    """
     edit_of = list(range(len(cases))) if edit_of is None else list(edit_of)
+    asked_of = [apart(case, made) for case in cases]
     rows = Rows(cfg.protocol)
     items = [
         item(rows, i, edit_of[i], case, key, probe)
         for i, case in enumerate(cases)
-        for key, probe in questions(case)
+        for key, probe in asked_of[i]
     ]
     pairs = asker.forced(rows.texts, [edit for edit, _, _ in rows.number], edits)
     before, after, known = spoken(asker, items, edits, edit_of, cfg)
@@ -109,6 +114,7 @@ def observe(
             tuple(continued[i].values()),
             own_failures(edits[edit_of[i]], case),
             tuple(skipped[i]),
+            sum(1 for _ in questions(case)) - len(asked_of[i]),
         )
         for i, case in enumerate(cases)
     ]
@@ -127,6 +133,19 @@ def questions(case: EditCase) -> Iterator[tuple[str, Probe]]:
     for key, probes in case.probes.items():
         if key != "generation":
             yield from ((key, probe) for probe in probes)
+
+
+def apart(case: EditCase, made: Sequence[EditRequest]) -> list[tuple[str, Probe]]:
+    """All of it without the locality probes that ask what the request of another case changes.
+
+    A prompt may begin with another sentence ("distracting"), so its end says what it asks.
+    """
+    own = {request.text for request in case.requests}
+    ends = tuple({request.text for request in made} - own)
+    return [
+        (key, probe) for key, probe in questions(case)
+        if not (key.startswith("locality/") and probe.prompt.endswith(ends))
+    ]  # fmt: skip
 
 
 def item(rows: Rows, i: int, edit: int, case: EditCase, key: str, probe: Probe) -> Item:

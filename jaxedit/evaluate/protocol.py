@@ -7,7 +7,8 @@
     round         an edit, undone; the edit again; and then an edit back to what was true
 
 Each is a generator of parts: a part is what is computed at once, and so what a stopped run does
-again. Weights are never copied: what is asked is the unedited model with an edit beside it.
+again. Weights are never copied: what is asked is the unedited model with an edit beside it. Where
+cases share one, what another of its requests changes is no locality of theirs.
 """
 
 import bisect
@@ -67,11 +68,15 @@ class Plan:
         return all(map(self.done, keys))
 
     def observe(
-        self, places: Sequence[int], edits: Sequence[Edit], edit_of: Sequence[int] | None = None
+        self,
+        places: Sequence[int],
+        edits: Sequence[Edit],
+        edit_of: Sequence[int] | None = None,
+        made: Sequence[EditRequest] = (),
     ) -> tuple[Observed, ...]:
         self.clock("asking")
         some = [self.cases[i] for i in places]
-        return tuple(observe(self.asker, some, edits, edit_of, self.ask))
+        return tuple(observe(self.asker, some, edits, edit_of, self.ask, made))
 
 
 def independent(plan: Plan) -> Iterator[Part]:
@@ -124,7 +129,8 @@ def batch(plan: Plan, size: int) -> Iterator[Part]:
             plan.clock("editing")
             requests = [r for i in places for r in plan.cases[i].requests]
             edit = joined([e for _, e in plan.ready.sequence(requests, len(requests))])
-            yield Part(keys, plan.observe(places, [edit], [0] * len(places)), (edit,) * len(keys))
+            seen = plan.observe(places, [edit], [0] * len(places), requests)
+            yield Part(keys, seen, (edit,) * len(keys))
 
 
 def sequence(plan: Plan, size: int, at: Sequence[int], most: int) -> Iterator[Part]:
@@ -148,7 +154,7 @@ def sequence(plan: Plan, size: int, at: Sequence[int], most: int) -> Iterator[Pa
             cases = [k.place for k in keys]
             first = [ends[i] - len(plan.cases[i].requests) for i in cases]
             edits = tuple(own[n] for n in first)
-            seen = plan.observe(cases, [now], [0] * len(keys))
+            seen = plan.observe(cases, [now], [0] * len(keys), requests[: places[-1] + 1])
             yield Part(keys, seen, edits, made=tuple(made), joined=now)
             plan.clock("editing")
         if not wanted:

@@ -145,6 +145,7 @@ def record(
         "requests": [dataclasses.asdict(r) for r in case.requests], "info": plain(case.info),
         "failed": list(seen.failed),
         "skipped": [*seen.skipped, *(f"{name} is not finite" for name in lost)],
+        **({"elsewhere": seen.elsewhere} if seen.elsewhere else {}),
         "edit": numbers, "probes": probes,
         "continued": [{"beginning": b, "before": x, "after": y} for b, (x, y) in pairs],
         "scores": {name: value for name, value in found.items() if name not in lost},

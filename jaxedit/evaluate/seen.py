@@ -55,6 +55,7 @@ class Observed:
     continued: tuple[tuple[str, str], ...] = ()  # before and after, without the beginning
     failed: tuple[str, ...] = ()  # why there is no edit; it is then evaluated as the unedited model
     skipped: tuple[str, ...] = ()  # probes that could not be asked, with the reason
+    elsewhere: int = 0  # locality probes not asked: the request of another case changes them
 
     def of(self, *keys: str) -> tuple[Asked, ...]:
         return tuple(a for a in self.asked if a.key in keys)

@@ -41,6 +41,7 @@ from jaxedit.sharding import ONE_DEVICE, MeshConfig
 
 SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
 REASONS = 20  # of what was left out that the summary tells
+VERSION = 2  # of what is asked and recorded: another one is another run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +233,7 @@ def digest(cfg: EvaluateTask, model: Model, cases: Sequence[EditCase]) -> str:
     """A name for what decides the numbers."""
     what = dataclasses.asdict(cfg)
     del what["workdir"]
-    what |= {"method": name_of(cfg.editor), "model": checksum(model.params)}
+    what |= {"method": name_of(cfg.editor), "model": checksum(model.params), "version": VERSION}
     return records.digest(what | {"cases": [dataclasses.asdict(case) for case in cases]})
 
 
@@ -250,6 +251,7 @@ def summarise(
         "cases": len(last), "failed": sum(bool(r["failed"]) for r in last),
         "skipped": {
             "rows": sum(skip.whole for skip in skipped), "probes": len(unasked),
+            "elsewhere": sum(r.get("elsewhere", 0) for r in last),
             "reasons": [*reasons, *unasked][:REASONS],
         },
         "metrics": {k: v._asdict() for k, v in metrics.items()},
@@ -267,6 +269,8 @@ def told(found: Mapping[str, Any]) -> str:
     lines = [summary.table(metrics)]
     lines += [f"{found['cases']:,} cases, {found['failed']:,} without an edit; left out: "
               f"{left['rows']:,} rows, {left['probes']:,} probes"]  # fmt: skip
+    if left["elsewhere"]:
+        lines += [f"not asked: {left['elsewhere']:,} locality probes that other edits change"]
     return "\n".join([*lines, *(f"  {reason:.200}" for reason in left["reasons"][:5])])
 
 

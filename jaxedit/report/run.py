@@ -55,6 +55,9 @@ def about(run: Run) -> dict[str, str]:
         "cases": f"{run.summary.get('cases', len(run.cases)):,}",
         "without an edit": f"{run.summary.get('failed') or 0:,}",
         "left out": ", ".join(left_out),
+        "changed by other edits": f"{int(n):,} locality probes, not asked"
+        if (n := number(skipped.get("elsewhere")))
+        else "",
         "time": clock(sum(times)) if (times := seconds(run).values()) else "",
     }
 

@@ -131,6 +131,25 @@ def test_a_sequence_is_asked_again_and_again(tmp_path):
     assert (tmp_path / "cases.jsonl").read_bytes() == text
 
 
+def test_locality_of_a_sequence_is_what_none_of_its_edits_changes(tmp_path, whole):
+    how = {"how": "sequence", "at": (3,), "most": 0, "batch": 1, "analyse": 0}
+    found = evaluate(tmp_path, **how)
+    alone = {r["place"]: r for r in lines(whole / "cases.jsonl")[1:]}
+    records = lines(tmp_path / "cases.jsonl")[1:]
+    texts = [r["requests"][0]["prompt"].replace("{}", r["requests"][0]["subject"])
+             for r in alone.values()]  # fmt: skip
+    for r in records:
+        others = tuple(t for i, t in enumerate(texts[: r["at"]]) if i != r["place"])
+        local = lambda p, ends: p["key"].startswith("locality/") and p["prompt"].endswith(ends)
+        kept = [p["prompt"] for p in alone[r["place"]]["probes"] if not local(p, others)]
+        assert [p["prompt"] for p in r["probes"]] == kept
+        assert r.get("elsewhere", 0) == len(alone[r["place"]]["probes"]) - len(kept)
+    last = [r.get("elsewhere", 0) for r in records if r["at"] == 6]
+    assert found["skipped"]["elsewhere"] == sum(last) > 0
+    assert f"not asked: {sum(last)} locality probes that other edits change" in task.told(found)
+    assert evaluate(tmp_path, **how) == found  # from the records alone
+
+
 def test_cases_that_share_an_edit_are_asked_of_it(tmp_path):
     memit = settings.rebuild(task.configure("memit", model().cfg), {}, "")
     quick = settings.rebuild(memit, {"rows.contexts.lengths": ()}, "")

@@ -168,6 +168,22 @@ def test_a_model_that_knows_everything_scores_full_marks(protocol):
     assert wanted <= names
 
 
+def test_what_another_request_of_a_shared_edit_changes_is_no_locality():
+    few = some_cases()
+    made = [case.request for case in few]
+    ends = {case.id: tuple(r.text for r in made if r is not case.request) for case in few}
+    alone = observe(Oracle(WORLD), few, knowing(few), cfg=SHORT)
+    shared = observe(Oracle(WORLD), few, knowing(few), cfg=SHORT, made=made)
+    for one, other in zip(alone, shared, strict=True):
+        changed = [
+            a for a in one.asked
+            if a.key.startswith("locality/") and a.probe.prompt.endswith(ends[one.case.id])
+        ]  # fmt: skip
+        assert other.asked == tuple(a for a in one.asked if a not in changed)
+        assert (one.elsewhere, other.elsewhere) == (0, len(changed))
+    assert sum(seen.elsewhere for seen in shared) > 0
+
+
 def test_a_model_that_ignores_edits_scores_as_the_world_predicts():
     """Nothing of what the edit changes, all of what it should leave alone."""
     found = observe(
