@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
+
 from jaxedit.data.cases import EditCase, EditRequest, Probe
 from jaxedit.data.requests import Marked, mark
 from jaxedit.edit.record import Edit
@@ -53,6 +55,7 @@ class Item(NamedTuple):
     new: int | None
     true: int | None
     against: tuple[int, ...]
+    replies: bool = False  # ConvSent: the divergence is over every answer, not the first alone
 
 
 @dataclasses.dataclass
@@ -157,11 +160,12 @@ def item(rows: Rows, i: int, edit: int, case: EditCase, key: str, probe: Probe) 
     if found := rivals(case, key, probe):
         new, true = map(add, found)
     against: tuple[int, ...] = ()
-    if "sentiment" in case.info and key == "rephrase":
+    replies = "sentiment" in case.info
+    if replies and key == "rephrase":
         other = "negative" if case.info["sentiment"] == "positive" else "positive"
         against = tuple(add(reply) for reply in case.info[other])
     return Item(i, key, probe, tuple(tuple(map(add, names)) for names in answers),
-                new, true, against)  # fmt: skip
+                new, true, against, replies)  # fmt: skip
 
 
 def rivals(case: EditCase, key: str, probe: Probe) -> tuple[str, str] | None:
@@ -279,6 +283,7 @@ def assemble(
         return Seen(forced, take(both and new), take(both and true),
                     tuple(map(take, against)), text)  # fmt: skip
 
-    first = pairs[answers[0][0]] if answers else None
-    kl = first.kl if isinstance(first, Pair) else None
+    first = [pairs[names[0]] for names in (answers if it.replies else answers[:1])]
+    kls = [pair.kl for pair in first if isinstance(pair, Pair)]
+    kl = float(np.mean(kls)) if kls else None
     return Asked(it.key, it.probe, seen("before", before), seen("after", after), kl, known)

@@ -38,7 +38,8 @@ class Asked:
     probe: Probe
     before: Seen  # the unedited model
     after: Seen
-    kl: float | None = None  # mean over the first answer's tokens of KL(before ‖ after), in nats
+    # KL(before ‖ after) in nats, the mean over the first answer's tokens; of ConvSent over replies
+    kl: float | None = None
     known: tuple[
         bool, ...
     ] = ()  # of each of the probe's conditions: does the unedited model know it

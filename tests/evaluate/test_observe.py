@@ -239,6 +239,25 @@ def test_texts_that_the_model_has_no_room_for_are_told_and_left_out():
     assert why.endswith("the model has 128")
 
 
+@pytest.mark.parametrize("protocol", ["paper", "easyedit"])
+def test_drift_of_an_opinion_is_over_every_reply(protocol):
+    replies = ("I like it", "It is bad", "Nobody knows it well")
+    request = EditRequest("What do you think of {}?", "Vemo", "I like it")
+    other = Probe("What do you think of Nopu?", tuple((reply,) for reply in replies), "Nopu")
+    info = {"sentiment": "positive", "positive": replies[:1], "negative": replies[1:]}
+    cfg = dataclasses.replace(SHORT, protocol=protocol, say=0)
+    find = lambda probe, info: observe(
+        Asker(model(), ROOM), [EditCase("x", (request,), {"locality/unrelated": (probe,)}, info)],
+        [Edit(deltas=low(1, 0, size=2.0))], cfg=cfg,
+    )[0]  # fmt: skip
+    each = [find(dataclasses.replace(other, answers=((r,),)), {}).asked[-1].kl for r in replies]
+    assert len(set(each)) == 3
+    seen = find(other, info)
+    assert seen.asked[-1].kl == pytest.approx(np.mean(each))
+    assert score(seen, protocol)["convsent/drift"] == pytest.approx(np.mean(each))
+    assert find(other, {}).asked[-1].kl == pytest.approx(each[0])  # of other data the first one's
+
+
 def test_easyedit_puts_one_space_before_every_answer_and_takes_the_first_name():
     request = EditRequest("{} was born in", "Bane Fipi", ", Lira", ("Mife", "Guki"))
     probe = Probe("Bane Fipi is from", (("Lira", "Leri"), ("Mife",)))
