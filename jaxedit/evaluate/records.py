@@ -1,8 +1,8 @@
 """The file of a run: one JSON line for every case, appended part by part, never lost, never torn.
 
 The first line names the run, a digest of all that decides its numbers. A line that a kill cut in
-two is dropped when the run goes on. Another digest is another run: the file of the old one is kept
-under its own name beside it, and comes back with its settings.
+two is dropped when the run goes on. Another digest is another run: the file of the old one and what
+was made of it are kept under their own names beside it, and come back with its settings.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from jaxedit.evaluate.texts import References
 from jaxedit.progress import is_first
 
 FILE = "cases.jsonl"
+MADE = ("summary.json", "summary.csv", "analysis.json", "timing.json", "report.html")  # of a run
 
 
 class Records:
@@ -41,15 +42,20 @@ class Records:
     def open(self) -> None:
         """What is there of this run is read; what is there of another is moved away."""
         header = {"run": self.digest}
-        mine = self.file.with_name(f"cases-{self.digest}.jsonl")
+        mine = named(self.file, self.digest)
         there = lines(self.file)
         if there and there[0] != header:
             name = there[0].get("run", "unknown") if isinstance(there[0], dict) else "unknown"
-            os.replace(self.file, self.file.with_name(f"cases-{name}.jsonl"))
+            for file in (*map(self.file.with_name, MADE), self.file):  # last what says whose it is
+                if file.exists():
+                    os.replace(file, named(file, name))
             there = []
         if not there and mine.exists():
             there = lines(mine)
             os.replace(mine, self.file)
+        for file in map(self.file.with_name, MADE):
+            if (old := named(file, self.digest)).exists():
+                os.replace(old, file)
         whole(self.file, "".join(text(line) for line in there or [header]))
         self.found = {key_of(line): line for line in there[1:]}
 
@@ -71,6 +77,11 @@ class Records:
             out.flush()
             os.fsync(out.fileno())
         self.found |= {key_of(record): record for record in new}
+
+
+def named(file: Path, run: str) -> Path:
+    """Where a file of a run is kept while its folder is another's."""
+    return file.with_name(f"{file.stem}-{run}{file.suffix}")
 
 
 def whole(file: Path, text: str) -> None:

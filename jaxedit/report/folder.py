@@ -58,17 +58,19 @@ def read(folder: str | Path) -> Run:
         raise ValueError(
             f"{folder} is no run: it has neither summary.json nor cases.jsonl; give {WRITERS}"
         )
+    run = run_of(cases_file)
+    told = of_run(run, own)
     last = found[-1].get("at", 0) if found else 0
     settled = whole(folder / "config.json")
     return Run(
         folder,
-        own if summary_file.exists() else summarise(found, last),
+        told or summarise(found, last),
         tuple(r for r in found if r.get("at", 0) == last),
-        summary_file.exists(),
+        bool(told),
         str(settled.get("command", "")),
         mapping(settled.get("config")),
         whole(folder / "timing.json"),
-        whole(folder / "analysis.json"),
+        of_run(run, whole(folder / "analysis.json")),
     )
 
 
@@ -78,6 +80,22 @@ def located(folder: Path, keys: Set[str]) -> Path | None:
         if key in keys or (not keys and (folder / name).exists()):
             return folder / name
     return None
+
+
+def run_of(file: Path) -> str:
+    """The run that the records are of, as their first line says; "" where it does not."""
+    if not file.exists():
+        return ""
+    with file.open(encoding="utf-8", errors="replace") as text:
+        try:
+            return str(mapping(json.loads(text.readline())).get("run", ""))
+        except ValueError:
+            return ""
+
+
+def of_run(run: str, found: Record) -> Record:
+    """What was made of the records; {} where it says that it was made of another run's."""
+    return found if found.get("run", run) == run or not run else {}
 
 
 def whole(file: Path) -> Record:

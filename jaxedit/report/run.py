@@ -67,7 +67,7 @@ def warnings(run: Run) -> list[str]:
     found = []
     if not run.finished:
         found.append(
-            "This run has not ended: there is no summary.json. The numbers are those of "
+            "This run has not ended: it has no summary.json yet. The numbers are those of "
             f"{names.count(len(run.cases))} so far."
         )
     if failed := run.summary.get("failed"):

@@ -101,6 +101,22 @@ def test_other_settings_start_afresh_and_the_old_records_come_back_with_theirs(w
     same(tmp_path, whole)
 
 
+def test_nothing_of_another_run_is_taken_for_that_of_this_one(tmp_path):
+    made = {"summary.json": '{"run": "x", "cases": 6}', "summary.csv": "a", "timing.json": "{}",
+            "analysis.json": '{"run": "x"}', "report.html": "<p>"}  # fmt: skip
+    Records(tmp_path, "x").add([{"place": 0}, {"place": 1}])
+    for name, text in made.items():
+        (tmp_path / name).write_text(text)
+    Records(tmp_path, "x")
+    assert all((tmp_path / name).exists() for name in made)
+    Records(tmp_path, "y").add([{"place": 0}])
+    assert not any((tmp_path / name).exists() for name in made)
+    (tmp_path / "summary.json").write_text("of y")
+    assert set(Records(tmp_path, "x").found) == {Key(0, 0), Key(0, 1)}
+    assert {name: (tmp_path / name).read_text() for name in made} == made
+    assert (tmp_path / "summary-y.json").read_text() == "of y"
+
+
 def test_a_line_end_inside_a_text_is_no_end_of_a_record(tmp_path):
     records = Records(tmp_path, "x")
     records.add([{"place": 0, "text": "one\u2028two\u0085three"}, {"place": 1}])
