@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxedit.data.cases import EditCase, EditRequest, Skipped
+from jaxedit.data import files
+from jaxedit.data.cases import EditCase, EditRequest, Found, Skipped
 from jaxedit.data.fields import names
 from jaxedit.data.read import READERS, read
 from jaxedit.data.world.cases import cases
@@ -21,7 +22,7 @@ def requests(source: str, limit: int = 0) -> tuple[list[EditRequest], list[Skipp
 
 
 def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skipped]]:
-    """The first `limit` cases (0: all), and what was left out.
+    """The first `limit` cases (0: all), and what was left out of the rows up to theirs.
 
     source: world:SIZE:SEED:COUNT[:KIND+KIND[:DRAW[:RELATION+RELATION]]], where another number DRAW
     draws other facts and targets of the same world; NAME:PATH of a dataset (counterfact:folder); or
@@ -37,7 +38,7 @@ def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skippe
         found = read(name, path)
         if not all(isinstance(item, EditCase) for item in found.items):
             raise ValueError(f"requests {source!r}: {name} holds no edit requests")
-        return list(found.items)[: limit or None], list(found.skipped)
+        return list(found.items)[: limit or None], left_out(found, path, limit)
     if not Path(source).expanduser().is_file():
         raise FileNotFoundError(
             f"requests {source!r}: no such file; or world:SIZE:SEED:COUNT, or NAME:PATH with a "
@@ -45,6 +46,20 @@ def edit_cases(source: str, limit: int = 0) -> tuple[list[EditCase], list[Skippe
         )
     made, skipped = from_file(Path(source).expanduser(), limit)
     return [EditCase(str(i), (request,)) for i, request in enumerate(made)], skipped
+
+
+def left_out(found: Found[Any], path: str, limit: int) -> list[Skipped]:
+    """Of the rows up to that of the case number `limit`; of all, where a case is of many rows."""
+    if not found.skipped or not 0 < limit < len(found):
+        return list(found.skipped)
+    place = {name: i for i, (name, _) in enumerate(files.rows(path))}
+    gone = {skip.row for skip in found.skipped if skip.whole}
+    good = [i for name, i in place.items() if name not in gone]
+    if len(found) % len(good) or not all(skip.row in place for skip in found.skipped):
+        return list(found.skipped)
+    each = len(found) // len(good)  # ConvSent has two cases of a row
+    last = good[(limit - 1) // each]
+    return [skip for skip in found.skipped if place[skip.row] <= last]
 
 
 def of_world(source: str, limit: int) -> list[EditCase]:

@@ -250,7 +250,8 @@ def summarise(
         "data": ", ".join(cfg.data), "protocol": cfg.ask.protocol, "how": cfg.how,
         "cases": len(last), "failed": sum(bool(r["failed"]) for r in last),
         "skipped": {
-            "rows": sum(skip.whole for skip in skipped), "probes": len(unasked),
+            "rows": sum(skip.whole for skip in skipped),
+            "parts": sum(not skip.whole for skip in skipped), "probes": len(unasked),
             "elsewhere": sum(r.get("elsewhere", 0) for r in last),
             "reasons": [*reasons, *unasked][:REASONS],
         },
@@ -268,7 +269,8 @@ def told(found: Mapping[str, Any]) -> str:
     metrics = {k: summary.Interval(**v) for k, v in found["metrics"].items()}
     lines = [summary.table(metrics)]
     lines += [f"{found['cases']:,} cases, {found['failed']:,} without an edit; left out: "
-              f"{left['rows']:,} rows, {left['probes']:,} probes"]  # fmt: skip
+              f"{left['rows']:,} rows, {left['parts']:,} parts of rows, "
+              f"{left['probes']:,} probes"]  # fmt: skip
     if left["elsewhere"]:
         lines += [f"not asked: {left['elsewhere']:,} locality probes that other edits change"]
     return "\n".join([*lines, *(f"  {reason:.200}" for reason in left["reasons"][:5])])

@@ -12,6 +12,11 @@ from jaxedit.report.folder import Run, mapping, number
 from jaxedit.settings import to_json
 
 REASONS = 100  # of what was left out, on the page
+LEFT_OUT = (
+    ("rows", "rows", "row"),
+    ("parts", "parts of rows", "part of a row"),
+    ("probes", "probes", "probe"),
+)
 FEW = 12  # rows of a table that stands open
 
 
@@ -46,9 +51,9 @@ def about(run: Run) -> dict[str, str]:
     known = {key: run.fact(key) for key in ("method", "model", "data", "protocol", "how")}
     skipped = mapping(run.summary.get("skipped"))
     left_out = [
-        f"{int(n):,} {what if n != 1 else what[:-1]}"
-        for what in ("rows", "probes")
-        if (n := number(skipped.get(what)))
+        f"{int(n):,} {what if n != 1 else one}"
+        for key, what, one in LEFT_OUT
+        if (n := number(skipped.get(key)))
     ]
     return known | {
         "edits": known.pop("how") + (f", asked after {run.edits:,}" if run.edits else ""),
@@ -243,7 +248,7 @@ def leavings(run: Run) -> list[str]:
     skipped = mapping(run.summary.get("skipped"))
     reasons = [str(why) for why in skipped.get("reasons") or ()]
     if reasons:
-        total = max(len(reasons), sum(int(number(skipped.get(k)) or 0) for k in ("rows", "probes")))
+        total = max(len(reasons), sum(int(number(skipped.get(k)) or 0) for k, *_ in LEFT_OUT))
         left = total - min(len(reasons), REASONS)
         rest = [f"and {left:,} more"] if left else []
         parts.append("<h3>Rows and probes that could not be read or asked</h3>")

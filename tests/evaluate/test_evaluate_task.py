@@ -198,6 +198,41 @@ def test_sources_are_mixed_in_turn():
                         for c in pair] + [one[2].request.subject]  # fmt: skip
 
 
+def test_only_what_belongs_to_the_rows_that_were_read_is_left_out(tmp_path):
+    row = {"prompt": "Ada was born in", "subject": "Ada", "target_new": "Rome"}
+    part = row | {"portability": {"Reasoning": [{"prompt": "Ada is from"}]}}
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{}, row, part, {}, row, part, {}]))
+    of = lambda limit: task.read(
+        dataclasses.replace(BASE, data=(f"knowedit/zsre:{file}",), limit=limit)
+    )
+    left = lambda limit: [(skip.row, skip.whole) for skip in of(limit)[1]]
+    rows = {i: (f"rows[{i}]", i in (0, 3, 6)) for i in (0, 2, 3, 5, 6)}
+    assert left(1) == [rows[0]]
+    assert left(2) == [rows[0], rows[2]]
+    assert left(3) == [rows[0], rows[2], rows[3]]
+    assert left(0) == left(4) == list(rows.values())
+    cfg = dataclasses.replace(BASE, workdir=str(tmp_path), limit=2)
+    records = Records(tmp_path, "x")
+    records.add([{"place": 0, "id": "a", "failed": [], "skipped": ["why"], "scores": {}}])
+    found = task.summarise(cfg, records, [Key(0, 0)], of(2)[1], "")
+    counts = {what: found["skipped"][what] for what in ("rows", "parts", "probes")}
+    assert counts == {"rows": 1, "parts": 1, "probes": 1}
+    assert len(found["skipped"]["reasons"]) == 3
+    assert "left out: 1 rows, 1 parts of rows, 1 probes" in task.told(found)
+
+
+def test_two_cases_of_a_row_leave_out_what_is_of_their_rows(tmp_path):
+    row = {"ent": "Ada", "pos": ["good"], "neg": ["bad"]}
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([row, row | {"pos": ["good", " "]}, {}, row | {"pos": ["", "x"]}]))
+    cfg = dataclasses.replace(BASE, data=(f"knowedit/convsent:{file}",))
+    left = lambda n: [s.row for s in task.read(dataclasses.replace(cfg, limit=n))[1]]
+    assert [left(n) for n in (1, 2, 3, 4, 5)] == [
+        [], [], ["rows[1]"], ["rows[1]"], ["rows[1]", "rows[2]", "rows[3]"]
+    ]  # fmt: skip
+
+
 def test_places_of_a_sequence():
     many = list(cases(make("tiny"), 100))
     assert stops((10, 100, 500), many, 1) == [10, 100]
