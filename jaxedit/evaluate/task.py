@@ -87,6 +87,10 @@ class EvaluateTask:
                 f"batch={self.batch}: {name} takes {most} request at a time; set how=independent "
                 "or how=sequence, or take memit"
             )
+        if self.how != "sequence" and (self.drift.sets or self.drift.text.paths):
+            raise ValueError(
+                f"drift: with how={self.how} nothing accumulates; leave it out, or set how=sequence"
+            )
         if self.chunk < 1 or self.limit < 0 or self.most < 0:
             raise ValueError(
                 f"chunk={self.chunk} limit={self.limit} most={self.most}: chunk is at least 1, the "
