@@ -125,10 +125,11 @@ def over_time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(summary: Summary) -> str:
-    """For a terminal: name, mean and 95% interval (shares in percent), cases."""
+    """For a terminal: name, mean and 95% interval (shares, not differences, in percent), cases."""
     rows = [("metric", "mean", "95% interval", "cases")]
     for name, found in summary.items():
-        scale, unit, digits = (100, " %", 1) if is_share(name) else (1, "", 3)
+        percent = is_share(name) and not name.endswith("/magnitude")
+        scale, unit, digits = (100, " %", 1) if percent else (1, "", 3)
         mean, low, high = (f"{scale * x:.{digits}f}" for x in found[:3])
         rows.append((name, mean + unit, f"{low} to {high}", f"{found.n:,}"))
     wide = [max(map(len, cells)) for cells in zip(*rows, strict=True)]

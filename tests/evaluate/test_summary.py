@@ -105,6 +105,12 @@ def test_the_table_shows_shares_in_percent():
         assert summary.is_share(name)
 
 
+def test_a_difference_of_probabilities_is_no_percentage():
+    found = {"edit_success/magnitude": Interval(0.5, -0.25, 0.75, 4)}
+    shown = table(found).splitlines()[1].split()
+    assert shown == ["edit_success/magnitude", "0.500", "-0.250", "to", "0.750", "4"]
+
+
 def test_the_csv_has_the_layout_of_the_survey():
     zsre = {
         "edit_success/token": at(0.9677),
