@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         harness.main(argv[1:])
         return 0
     from jaxedit.edit.record import Edit
-    from jaxedit.evaluate import ability, records, task
+    from jaxedit.evaluate import ability, outcome, records, task
     from jaxedit.hf.load import load
     from jaxedit.report import run as page
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     found = task.go(cfg, model, progress=Meter("evaluating", "cases"), name=name,
                     collecting=Meter("second moments", "batches"))  # fmt: skip
     if is_first():
-        print(f"{task.told(found)}\n{page.write(cfg.workdir)}")
+        print(f"{outcome.told(found)}\n{page.write(cfg.workdir)}")
     return 0
 
 

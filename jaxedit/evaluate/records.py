@@ -123,6 +123,7 @@ class Writer:
     tokenizer: Any
     protocol: scores.Protocol
     references: Callable[[EditCase], References | None]  # texts that a case's are to be like
+    sources: Sequence[str] = ()  # the data that each case is of
 
     def part(self, part: Part) -> list[dict[str, Any]]:
         """A record for every case of a part."""
@@ -153,6 +154,7 @@ def record(
     pairs = zip(seen.beginnings, seen.continued, strict=True)
     return {
         "place": key.place, **({"at": key.at} if key.at else {}), "id": case.id,
+        **({"source": writer.sources[key.place]} if writer.sources else {}),
         "requests": [dataclasses.asdict(r) for r in case.requests], "info": plain(case.info),
         "failed": list(seen.failed),
         "skipped": [*seen.skipped, *(f"{name} is not finite" for name in lost)],

@@ -108,6 +108,20 @@ def headline(summary: Summary) -> dict[str, Interval]:
     return found
 
 
+def by_source(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics of each of the data, where records are of several."""
+    by: dict[str, list[Mapping[str, Any]]] = {}
+    for r in found:
+        by.setdefault(r.get("source", ""), []).append(r)
+    if len(by) < 2:
+        return {}
+    return {"sources": {
+        source: {"cases": len(some), "failed": sum(bool(r.get("failed")) for r in some),
+                 "metrics": as_json(summarise([r.get("scores") or {} for r in some]))}
+        for source, some in by.items()
+    }}  # fmt: skip
+
+
 def over_time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How the metrics go with the number of edits, and the matrix of what was forgotten."""
     by: dict[int, dict[int, Mapping[str, Any]]] = {}

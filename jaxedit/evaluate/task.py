@@ -9,7 +9,7 @@ edits again to go on.
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from jaxedit.edit.room import room
 from jaxedit.edit.runner import WORLD_TEXT, prepare, resolve
 from jaxedit.edit.stats import Stats, StatsConfig
 from jaxedit.edit.task import EASY
-from jaxedit.evaluate import findings, protocol, records, summary
+from jaxedit.evaluate import findings, outcome, protocol, records
 from jaxedit.evaluate.ability import AbilityConfig, measure
 from jaxedit.evaluate.ask import Asker
 from jaxedit.evaluate.observe import AskConfig
@@ -39,8 +39,6 @@ from jaxedit.models.config import Model
 from jaxedit.progress import Clock, Progress, is_first, quiet
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
 
-SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
-REASONS = 20  # of what was left out that the summary tells
 VERSION = 2  # of what is asked and recorded: another one is another run
 
 
@@ -123,11 +121,19 @@ def methods_for(model: str) -> tuple[str, ...]:
 
 
 def read(cfg: EvaluateTask) -> tuple[list[EditCase], list[Skipped]]:
-    """The cases, and the rows that were none. Several sources are mixed, a case of each in turn."""
+    """What `gather` finds, without the sources."""
+    pairs, skipped = gather(cfg)
+    return [case for _, case in pairs], skipped
+
+
+def gather(cfg: EvaluateTask) -> tuple[list[tuple[str, EditCase]], list[Skipped]]:
+    """The cases, each with its source, and the rows that were none. Several sources are mixed, a
+    case of each in turn.
+    """
     found, skipped = [], []
     for source in cfg.data:
         some, without = edit_cases(source, cfg.limit)
-        found.append(some)
+        found.append([(source, case) for case in some])
         skipped += without
     longest = max(map(len, found), default=0)
     mixed = [cases[i] for i in range(longest) for cases in found if i < len(cases)]
@@ -146,7 +152,8 @@ def go(
 ) -> dict[str, Any]:
     """Runs what is left of an evaluation; returns its summary, as summary.json has it."""
     override(cfg.editor, {}, model.cfg)  # layers that the model has not are told before all else
-    cases, skipped = read(cfg)
+    pairs, skipped = gather(cfg)
+    cases = [case for _, case in pairs]
     folder = Path(cfg.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock()
@@ -157,8 +164,9 @@ def go(
     if len(done) < len(keys) or to_analyse:
         clock("preparing")
         writer = records.Writer(
-            model.tokenizer, cfg.ask.protocol, of_sources(cfg.data, cfg.references)
-        )
+            model.tokenizer, cfg.ask.protocol, of_sources(cfg.data, cfg.references),
+            [source for source, _ in pairs],
+        )  # fmt: skip
         plan = plan_of(cfg, model, cases, stats, lambda key: key in done, clock, collecting)
         count, made, sequence = len(done), dict[int, Edit](), tuple[Edit, ...]()
         for part in parts(cfg, plan):
@@ -168,8 +176,8 @@ def go(
                 findings.add_drift(folder, kept.digest, now)
             clock("scoring")
             kept.add(writer.part(part))
-            pairs = zip(part.keys, part.edits, strict=True)
-            made |= {k.place: edit for k, edit in pairs if k.place < cfg.analyse}
+            own = zip(part.keys, part.edits, strict=True)
+            made |= {k.place: edit for k, edit in own if k.place < cfg.analyse}
             sequence = part.made
             count += sum(key not in done for key in part.keys)
             progress(count, len(keys))
@@ -183,10 +191,10 @@ def go(
                 text = json.dumps({"run": kept.digest, **found}) + "\n"
                 records.whole(folder / findings.FILE, text)
     clock("summary")
-    result = summarise(cfg, kept, keys, skipped, name)
+    result = outcome.summarise(cfg, kept, keys, skipped, name)
     if is_first():
         clock.stop()
-        write(folder, result, cfg, clock.spent)
+        outcome.write(folder, result, cfg, clock.spent)
     return result
 
 
@@ -239,54 +247,3 @@ def digest(cfg: EvaluateTask, model: Model, cases: Sequence[EditCase]) -> str:
     del what["workdir"]
     what |= {"method": name_of(cfg.editor), "model": checksum(model.params), "version": VERSION}
     return records.digest(what | {"cases": [dataclasses.asdict(case) for case in cases]})
-
-
-def summarise(
-    cfg: EvaluateTask, kept: Records, keys: Sequence[Key], skipped: Sequence[Skipped], name: str
-) -> dict[str, Any]:
-    found = [kept.found[key] for key in keys if key in kept.found]
-    last = [r for r in found if r.get("at", 0) == keys[-1].at]
-    reasons = [f"{skip.row}: {skip.reason}" for skip in skipped]
-    unasked = [f"{r['id']}: {why}" for r in last for why in r["skipped"]]
-    metrics = summary.summarise([r["scores"] for r in last])
-    out = {
-        "run": kept.digest, "name": name, "method": name_of(cfg.editor), "model": cfg.model,
-        "data": ", ".join(cfg.data), "protocol": cfg.ask.protocol, "how": cfg.how,
-        "cases": len(last), "failed": sum(bool(r["failed"]) for r in last),
-        "skipped": {
-            "rows": sum(skip.whole for skip in skipped),
-            "parts": sum(not skip.whole for skip in skipped), "probes": len(unasked),
-            "elsewhere": sum(r.get("elsewhere", 0) for r in last),
-            "reasons": [*reasons, *unasked][:REASONS],
-        },
-        "metrics": {k: v._asdict() for k, v in metrics.items()},
-    }  # fmt: skip
-    if cfg.how == "sequence":
-        out |= summary.over_time(found)
-        out |= {"drift": drift} if (drift := findings.drift(Path(cfg.workdir), kept.digest)) else {}
-    return out
-
-
-def told(found: Mapping[str, Any]) -> str:
-    """A summary for a terminal."""
-    left = found["skipped"]
-    metrics = {k: summary.Interval(**v) for k, v in found["metrics"].items()}
-    lines = [summary.table(metrics)]
-    lines += [f"{found['cases']:,} cases, {found['failed']:,} without an edit; left out: "
-              f"{left['rows']:,} rows, {left['parts']:,} parts of rows, "
-              f"{left['probes']:,} probes"]  # fmt: skip
-    if left["elsewhere"]:
-        lines += [f"not asked: {left['elsewhere']:,} locality probes that other edits change"]
-    return "\n".join([*lines, *(f"  {reason:.200}" for reason in left["reasons"][:5])])
-
-
-def write(
-    folder: Path, found: Mapping[str, Any], cfg: EvaluateTask, spent: Mapping[str, float]
-) -> None:
-    records.whole(folder / SUMMARY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    intervals = {k: summary.Interval(**v) for k, v in found["metrics"].items()}
-    source = " + ".join(s.partition(":")[0] for s in cfg.data)
-    records.whole(folder / TABLE, summary.survey_csv([(source, found["method"], intervals)]))
-    before = json.loads((folder / TIMING).read_text()) if (folder / TIMING).exists() else {}
-    total = {k: round(before.get(k, 0) + spent.get(k, 0), 3) for k in {**before, **spent}}
-    records.whole(folder / TIMING, json.dumps(total) + "\n")

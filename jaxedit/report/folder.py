@@ -139,6 +139,7 @@ def summarise(found: list[Record], last: int) -> Record:
         "failed": sum(bool(case.get("failed")) for case in cases),
         "metrics": summary.as_json(metrics),
     }
+    told |= summary.by_source([{**case, "scores": scores(case)} for case in cases])
     if last:
         told |= summary.over_time(found)
     return told

@@ -8,13 +8,17 @@ import numpy as np
 from jaxedit.evaluate.metrics import Interval
 from jaxedit.report import charts, findings, names, plots
 from jaxedit.report.charts import Line
-from jaxedit.report.folder import Run, interval, items, mapping, number
+from jaxedit.report.folder import Record, Run, interval, items, mapping, number
 
 BINS = 40  # columns of the forgetting matrix that a page has room for
 
 
 def measured(run: Run) -> dict[str, Interval]:
-    found = mapping(run.summary.get("metrics"))
+    return intervals(run.summary)
+
+
+def intervals(summary: Record) -> dict[str, Interval]:
+    found = mapping(summary.get("metrics"))
     return {str(name): v for name, m in found.items() if (v := interval(m)) is not None}
 
 

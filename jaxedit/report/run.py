@@ -99,7 +99,24 @@ def metrics(run: Run) -> list[str]:
         html.details(
             "What the names mean", [html.meanings(names.meanings(found))], "plain"
         ),
+        *by_source(run),
     ]  # fmt: skip
+
+
+def by_source(run: Run) -> list[str]:
+    """Of several data, the metrics that tell most about each."""
+    found = {
+        str(source): mapping(one) for source, one in mapping(run.summary.get("sources")).items()
+    }
+    each = {source: pictures.intervals(one) for source, one in found.items()}
+    shown = names.headlines(name for one in each.values() for name in one)
+    rows = [
+        [source, f"{one.get('cases', 0):,}",
+         *(names.show(n, each[source][n].mean) if n in each[source] else "" for n in shown)]
+        for source, one in found.items()
+    ]  # fmt: skip
+    head = ["data", "cases", *map(names.full, shown)]
+    return ["<h3>By data</h3>", html.scroll("By data", html.numbers(head, rows))] if rows else []
 
 
 def tile(name: str, value: Interval) -> str:

@@ -22,7 +22,7 @@ from jaxedit.data.world import cases, make
 from jaxedit.edit.editor import RowsConfig
 from jaxedit.edit.values import ValueConfig
 from jaxedit.edit.weights.rome import RomeConfig
-from jaxedit.evaluate import task
+from jaxedit.evaluate import outcome, task
 from jaxedit.evaluate.observe import AskConfig
 from jaxedit.evaluate.protocol import Key, keys_at, stops
 from jaxedit.evaluate.records import Records, lines
@@ -162,7 +162,7 @@ def test_locality_of_a_sequence_is_what_none_of_its_edits_changes(tmp_path, whol
         assert r.get("elsewhere", 0) == len(alone[r["place"]]["probes"]) - len(kept)
     last = [r.get("elsewhere", 0) for r in records if r["at"] == 6]
     assert found["skipped"]["elsewhere"] == sum(last) > 0
-    assert f"not asked: {sum(last)} locality probes that other edits change" in task.told(found)
+    assert f"not asked: {sum(last)} locality probes that other edits change" in outcome.told(found)
     assert evaluate(tmp_path, **how) == found  # from the records alone
 
 
@@ -215,11 +215,11 @@ def test_only_what_belongs_to_the_rows_that_were_read_is_left_out(tmp_path):
     cfg = dataclasses.replace(BASE, workdir=str(tmp_path), limit=2)
     records = Records(tmp_path, "x")
     records.add([{"place": 0, "id": "a", "failed": [], "skipped": ["why"], "scores": {}}])
-    found = task.summarise(cfg, records, [Key(0, 0)], of(2)[1], "")
+    found = outcome.summarise(cfg, records, [Key(0, 0)], of(2)[1], "")
     counts = {what: found["skipped"][what] for what in ("rows", "parts", "probes")}
     assert counts == {"rows": 1, "parts": 1, "probes": 1}
     assert len(found["skipped"]["reasons"]) == 3
-    assert "left out: 1 rows, 1 parts of rows, 1 probes" in task.told(found)
+    assert "left out: 1 rows, 1 parts of rows, 1 probes" in outcome.told(found)
 
 
 def test_two_cases_of_a_row_leave_out_what_is_of_their_rows(tmp_path):
