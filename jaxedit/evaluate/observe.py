@@ -1,7 +1,8 @@
 """What is asked about cases, and what the unedited and the edited model do with it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -17,6 +18,7 @@ from jaxedit.evaluate.texts import generation_match
 from jaxedit.models.generate import Sampling
 
 NOWHERE = (-1, -1)
+WORD = re.compile(r"(?<!\w)\S")  # where a word or a mark begins
 # Beside the requests, where the new and the former answer are compared.
 CHANGED = ("rephrase", "attribute")  # the new one is right
 NEIGHBORS = ("locality/neighborhood", "locality/distracting")  # the former one is
@@ -91,7 +93,8 @@ def observe(
     made: the requests of an edit that cases share; what it says elsewhere is no case's locality.
     """
     edit_of = list(range(len(cases))) if edit_of is None else list(edit_of)
-    asked_of = [apart(case, made) for case in cases]
+    texts = {request.text for request in made}
+    asked_of = [apart(case, texts) for case in cases]
     rows = Rows(cfg.protocol)
     items = [
         item(rows, i, edit_of[i], case, key, probe)
@@ -138,16 +141,18 @@ def questions(case: EditCase) -> Iterator[tuple[str, Probe]]:
             yield from ((key, probe) for probe in probes)
 
 
-def apart(case: EditCase, made: Sequence[EditRequest]) -> list[tuple[str, Probe]]:
+def apart(case: EditCase, texts: Set[str]) -> list[tuple[str, Probe]]:
     """All of it without the locality probes that ask what the request of another case changes.
 
     A prompt may begin with another sentence ("distracting"), so its end says what it asks.
     """
-    own = {request.text for request in case.requests}
-    ends = tuple({request.text for request in made} - own)
+    others = lambda prompt: (
+        {end for begin in WORD.finditer(prompt) if (end := prompt[begin.start() :]) in texts}
+        - {request.text for request in case.requests}
+    )
     return [
         (key, probe) for key, probe in questions(case)
-        if not (key.startswith("locality/") and probe.prompt.endswith(ends))
+        if not (texts and key.startswith("locality/") and others(probe.prompt))
     ]  # fmt: skip
 
 

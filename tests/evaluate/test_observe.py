@@ -184,6 +184,20 @@ def test_what_another_request_of_a_shared_edit_changes_is_no_locality():
     assert sum(seen.elsewhere for seen in shared) > 0
 
 
+def test_an_end_of_a_word_is_no_request():
+    request = EditRequest("{} is", "art", "old")
+    asks = lambda prompt: EditCase("x", (EditRequest("{} is", "Vemo", "new"),),
+                                   {"locality/unrelated": (Probe(prompt),)})  # fmt: skip
+    for prompt, elsewhere in (
+        ("art is", 1),
+        ("They say: art is", 1),
+        ("(art is", 1),
+        ("Part is", 0),
+    ):
+        (seen,) = observe(Oracle(WORLD), [asks(prompt)], [Edit()], cfg=SHORT, made=[request])
+        assert seen.elsewhere == elsewhere, prompt
+
+
 def test_a_model_that_ignores_edits_scores_as_the_world_predicts():
     """Nothing of what the edit changes, all of what it should leave alone."""
     found = observe(
