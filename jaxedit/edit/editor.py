@@ -11,7 +11,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flax import struct
 
@@ -21,6 +21,7 @@ from jaxedit.data.contexts import BARE, ContextConfig
 from jaxedit.edit.router import Router
 from jaxedit.models.config import Model, ModelConfig
 
+Protocol = Literal["paper", "easyedit"]
 State = Any
 Batches = Sequence[Aligned]
 
@@ -32,6 +33,7 @@ class RowsConfig:
     contexts: ContextConfig = BARE
     about: str | None = ABOUT  # asked of the subject, to keep what it is; None: no such row
     token: Token = "subject_last"  # where the edit is
+    protocol: Protocol = "paper"  # whose settings the method has; it is told in provenance
 
 
 @struct.dataclass

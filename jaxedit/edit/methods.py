@@ -5,10 +5,10 @@ else what follows from the model's depth.
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from jaxedit import settings
-from jaxedit.edit.editor import Editor
+from jaxedit.edit.editor import Editor, Protocol
 from jaxedit.edit.presets import named, published
 from jaxedit.edit.prompts.serac import serac
 from jaxedit.edit.prompts.serac_learner import SeracConfig
@@ -29,7 +29,7 @@ from jaxedit.edit.weights.rome import RomeConfig, rome
 from jaxedit.edit.weights.slag import SlagConfig, slag
 from jaxedit.models.config import ModelConfig
 
-PROTOCOLS = ("paper", "easyedit")
+PROTOCOLS = get_args(Protocol)
 
 
 class Method(NamedTuple):
@@ -80,17 +80,32 @@ def configure(
     """The method's config for this model. preset: whose published settings ("gpt2-xl"), or "any";
     "": those of the model that has this shape. overrides: fields, {"layer": 5, "values.lr": 0.1}.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
+    check_protocol(protocol)
     found = find(method)
     name = preset or (named(model) if model else "any")
     chosen = published(method, name, protocol, model) | dict(found.fixed)
-    if "protocol" in {field.name for field in dataclasses.fields(found.config)}:
-        chosen["protocol"] = protocol
     cfg = found.config(**{k: v for k, v in chosen.items() if "." not in k})
     cfg = override(cfg, {k: v for k, v in chosen.items() if "." in k}, None)
     # apart from the published ones, with which a whole `values` is not to be mixed
-    return override(cfg, overrides, model)
+    return under(override(cfg, overrides, model), protocol)
+
+
+def check_protocol(name: str) -> None:
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol {name!r}: one of {', '.join(PROTOCOLS)}")
+
+
+def under(cfg: Any, protocol: str) -> Any:
+    """A config that is of this protocol, and does what the method itself does otherwise there."""
+    check_protocol(protocol)
+    new: dict[str, Any] = {"protocol": protocol} if hasattr(cfg, "protocol") else {}
+    if hasattr(cfg, "rows"):
+        new["rows"] = dataclasses.replace(cfg.rows, protocol=protocol)
+    return dataclasses.replace(cfg, **new)
+
+
+def protocol_of(cfg: Any) -> str:
+    return cfg.protocol if hasattr(cfg, "protocol") else cfg.rows.protocol
 
 
 def name_of(cfg: Any) -> str:

@@ -23,7 +23,7 @@ from jaxedit.data.documents import Source
 from jaxedit.data.world.vocabulary import is_world
 from jaxedit.edit import learned
 from jaxedit.edit.editor import Editor, State
-from jaxedit.edit.methods import configure, find, name_of, override
+from jaxedit.edit.methods import configure, find, name_of, override, protocol_of, under
 from jaxedit.edit.record import Edit, origin
 from jaxedit.edit.results import add, fetch, real, trim, trouble, whole, written
 from jaxedit.edit.room import in_programs
@@ -74,7 +74,7 @@ def prepare(
     *,
     stats: Stats | StatsConfig | str | os.PathLike | None = None,
     preset: str = "",
-    protocol: str = "paper",
+    protocol: str = "",
     seed: int = 0,
     size: int = 0,
     skip: bool = False,
@@ -83,18 +83,21 @@ def prepare(
 ) -> "Ready":
     """A method made ready for a model, for requests that come in parts.
 
-    method: a name, with the settings that suit the model, or a method's config. stats: second
-    moments, a folder with them, or the text to take them of (default: text that fits the model).
-    size: requests in one program (0: as memory allows). skip: a request that cannot be used gives
-    an empty edit that says why, instead of an error. overrides: fields of the method's config,
-    {"layer": 5, "values.steps": 30}.
+    method: a name, with the settings that suit the model, or a method's config. protocol: "paper"
+    or "easyedit" (default: that of the config, "paper" for a name). stats: second moments, a folder
+    with them, or the text to take them of (default: text that fits the model). size: requests in
+    one program (0: as memory allows). skip: a request that cannot be used gives an empty edit that
+    says why, instead of an error. overrides: fields of the method's config, {"layer": 5,
+    "values.steps": 30}.
     """
     if size < 0:
         raise ValueError(f"size={size}: a number of requests, or 0")
     if isinstance(method, str):
+        protocol = protocol or "paper"
         cfg = configure(method, model.cfg, preset=preset, protocol=protocol, **overrides)
     else:
-        method, cfg = name_of(method), override(method, overrides, model.cfg)
+        name, cfg = name_of(method), override(method, overrides, model.cfg)
+        method, cfg = name, under(cfg, protocol := protocol or protocol_of(method))
     if trained := hasattr(cfg, "trained"):
         cfg = learned.config(cfg.trained, cfg, method)
     editor = find(method).make(cfg)

@@ -141,6 +141,7 @@ def test_one_fact_from_the_shell(tmp_path, capsys):
     (entry,) = Ledger.open(ledger).edits()
     kept = Ledger.open(ledger).load(entry.id)
     np.testing.assert_array_equal(again.deltas["mlp/down"].a, kept.deltas["mlp/down"].a)
+    assert kept.provenance["protocol"] == "easyedit"
 
 
 @pytest.mark.parametrize(("flags", "said"), [

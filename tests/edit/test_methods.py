@@ -6,7 +6,15 @@ import itertools
 import pytest
 
 from jaxedit.edit.editor import Editor
-from jaxedit.edit.methods import EDITORS, PROTOCOLS, configure, find, name_of, override
+from jaxedit.edit.methods import (
+    EDITORS,
+    PROTOCOLS,
+    configure,
+    find,
+    name_of,
+    override,
+    protocol_of,
+)
 from jaxedit.edit.presets import MODELS, named
 from jaxedit.edit.values import ValueConfig
 from jaxedit.edit.weights.alphaedit import AlphaEditConfig
@@ -48,8 +56,7 @@ def test_every_method_has_settings_for_every_model(name):
         if method in ROMES:
             assert cfg.covariance == (protocol == "paper")
             assert bool(editor.stats) == cfg.covariance
-        if hasattr(cfg, "protocol"):
-            assert cfg.protocol == protocol
+        assert protocol_of(cfg) == protocol
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 6, 12, 30, 100])

@@ -19,8 +19,9 @@ from jaxedit.data.cases import EditRequest, Probe
 from jaxedit.data.contexts import ContextConfig
 from jaxedit.edit.editor import RowsConfig
 from jaxedit.edit.ledger import Ledger
+from jaxedit.edit.methods import configure
 from jaxedit.edit.record import Edit
-from jaxedit.edit.runner import run, stream
+from jaxedit.edit.runner import prepare, run, stream
 from jaxedit.edit.stats import Stats
 from jaxedit.edit.values import ValueConfig
 from jaxedit.edit.weights.emmet import EmmetConfig
@@ -353,6 +354,26 @@ def test_provenance_says_all_that_made_an_edit():
     assert "after" not in about
     assert memit().provenance["method"] == "memit"
     assert [len(v) for v in memit().provenance["result"].values()] == [4] * 5
+
+
+@pytest.mark.parametrize("method", ["rome", "alphaedit"])
+def test_provenance_has_the_protocol_of_the_config(method):
+    """Whatever is set in it, and unless another is asked for."""
+    where = {"layer": 0} if method == "rome" else {"layers": (0,), "threshold": 1.0}
+    easy = configure(method, model().cfg, protocol="easyedit", **where, rows=ROME.rows)
+    for given, how, said in (
+        (easy, {}, "easyedit"),
+        (easy, {"values.steps": 3}, "easyedit"),
+        (easy, {"rows": ROME.rows}, "easyedit"),
+        (easy, {"protocol": "paper"}, "paper"),
+        (configure(method, model().cfg, **where), {}, "paper"),
+        (configure(method, model().cfg, **where), {"protocol": "easyedit"}, "easyedit"),
+    ):
+        about = prepare(model(), given, stats=stats(), **how).about
+        assert about["protocol"] == about["config"]["rows"]["protocol"] == said
+        assert about["config"].get("protocol", said) == said
+    with pytest.raises(ValueError, match="protocol 'papers': one of paper, easyedit"):
+        prepare(model(), easy, stats=stats(), protocol="papers")
 
 
 def test_a_method_by_name_and_with_overrides():

@@ -11,7 +11,6 @@ one, which is positive definite.) M grows with every edit: it is the state of a 
 
 import dataclasses
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from flax import struct
 
 from jaxedit.base import Array, LowRank, Params
 from jaxedit.edit import values
-from jaxedit.edit.editor import Batches, Editor, EditResult, RowsConfig
+from jaxedit.edit.editor import Batches, Editor, EditResult, Protocol, RowsConfig
 from jaxedit.edit.solve import Factored, Solved, factor, spread
 from jaxedit.edit.stats import Stats, need
 from jaxedit.edit.values import ValueConfig
@@ -38,7 +37,7 @@ class AlphaEditConfig:
     values: ValueConfig = VALUES
     rows: RowsConfig = ROWS
     # EasyEdit never empties M: edits that are to be independent see the keys of those before them
-    protocol: Literal["paper", "easyedit"] = "paper"
+    protocol: Protocol = "paper"
 
     def __post_init__(self) -> None:
         check_layers(self.layers)

@@ -7,12 +7,11 @@ epsilon, and that is what the authors' settings are; for a single request they d
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 
 from jaxedit.base import Array
-from jaxedit.edit.editor import Editor, RowsConfig
+from jaxedit.edit.editor import Editor, Protocol, RowsConfig
 from jaxedit.edit.values import ValueConfig
 from jaxedit.edit.weights.memit import ROWS, VALUES, family
 
@@ -25,7 +24,7 @@ class EmmetConfig:
     values: ValueConfig = VALUES
     rows: RowsConfig = ROWS
     ridge: float = 0.0  # times the mean of C's diagonal, is added to it
-    protocol: Literal["paper", "easyedit"] = "paper"  # EasyEdit keeps epsilon for one request
+    protocol: Protocol = "paper"  # EasyEdit keeps epsilon for one request
 
 
 def emmet(cfg: EmmetConfig) -> Editor:

@@ -33,7 +33,7 @@ from flax import struct
 
 from jaxedit.base import Array, LowRank, Params
 from jaxedit.data.aligned import Aligned
-from jaxedit.edit.editor import Bare, Batches, Editor, EditResult, RowsConfig
+from jaxedit.edit.editor import Bare, Batches, Editor, EditResult, Protocol, RowsConfig
 from jaxedit.locate.knowledge_neurons import Points, Site, attribute
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.sharding import on_mesh_of
@@ -57,6 +57,7 @@ class KnConfig:
     old: float = 1.0  # λ1
     new: float = 8.0  # λ2
     scaled: bool = True  # by |w| / |e|
+    protocol: Protocol = "paper"  # whose settings these are; it is told in provenance
 
     def __post_init__(self) -> None:
         if min(self.steps, self.most) < 1 or not 0 <= self.threshold < 1:
