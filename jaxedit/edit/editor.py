@@ -61,4 +61,5 @@ class Editor(NamedTuple):
     stats: tuple[int, ...] = ()  # the layers whose second moments `init` wants
     together: int = 0  # how many requests `edit` takes at once, 0: any number
     learner: Any = None  # of editors that are trained: edit/learner.py
+    remembers: bool = False  # in `each` too: the runner gives it one request after the other
     beside: Others | None = None  # further texts of a request that are wanted: `Aligned.beside`

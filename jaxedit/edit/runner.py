@@ -176,6 +176,9 @@ class Work:
         for skipped in self.found.skipped:
             place = int(skipped.row)
             yield [place], self.record([place], {}, {}, left_out=[(place, skipped.reason)])
+        if self.editor.remembers:
+            yield from self.one_by_one(state)
+            return
         done = 0
         for index, batch in self.found:
             result = fetch(self.editor.each(state, self.model.params, (batch,)))
@@ -190,6 +193,18 @@ class Work:
                     )
                 yield [place], edit
             done += len(index)
+            self.progress(done, len(self.found.found))
+
+    def one_by_one(self, state: State) -> Iterator[tuple[list[int], Edit]]:
+        """Each an edit of the base, in the order of the requests: only the state goes on."""
+        for done, one in enumerate(sorted(self.found.found, key=lambda t: t.place), 1):
+            found = dataclasses.replace(self.found, found=(one,))
+            index, batches = zip(*found, strict=True)
+            result, state = self.editor.edit(state, self.model.params, batches)
+            order, rows = real(index, batches)
+            info = {k: v[rows] for k, v in fetch(result.info).items()}
+            deltas = {path: trim(d) for path, d in fetch(result.deltas).items()}
+            yield order, self.record(order, deltas, info)
             self.progress(done, len(self.found.found))
 
     def sequence(self, state: State, batch: int) -> Iterator[tuple[list[int], Edit]]:

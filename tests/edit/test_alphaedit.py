@@ -1,5 +1,7 @@
 """AlphaEdit against the authors' own code: two batches in sequence."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 from golden_edits import batches, model, off, recorded, requests, rows_config, stats, value_config
 
 from jaxedit import delta, merge
+from jaxedit.edit.runner import prepare, run
+from jaxedit.edit.values import ValueConfig
 from jaxedit.edit.weights.alphaedit import AlphaEditConfig, alphaedit
 
 
@@ -48,6 +52,24 @@ def test_preserved_keys_do_not_see_the_edit():
     a_FN = result.deltas["mlp/down"].a[0]
     kept_FF = jnp.eye(256) - state.free_nFF[0]
     assert jnp.linalg.norm(kept_FF @ a_FN) < 1e-4 * jnp.linalg.norm(a_FN)
+
+
+def test_what_easyedit_remembers_is_in_the_order_of_requests_whatever_a_program_holds():
+    """A long request comes last in a batch and first here."""
+    some = sorted(requests(0, 4), key=lambda r: -len(r.text))
+    cfg = AlphaEditConfig(layers=(0,), values=ValueConfig(steps=3), protocol="easyedit")
+    one, two, four = (run(model(), some, cfg, stats=stats(), size=size) for size in (1, 2, 4))
+    ready = prepare(model(), cfg, stats=stats())
+    state = ready.state
+    for n, request in enumerate(some):
+        ((_, batch),) = ready.work([request]).found
+        result, state = ready.editor.edit(state, model().params, (batch,))
+        wanted = result.deltas["mlp/down"].dense()
+        for edits in (one, two, four):
+            assert edits[n].provenance["request"]["subject"] == request.subject
+            assert off(edits[n].deltas["mlp/down"].dense(), wanted) < 1e-5
+    paper = run(model(), some, dataclasses.replace(cfg, protocol="paper"), stats=stats())
+    assert off(paper[3].deltas["mlp/down"].dense(), wanted) > 1e-3
 
 
 def test_each_is_one_at_a_time_and_easyedit_remembers():

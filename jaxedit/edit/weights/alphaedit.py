@@ -36,7 +36,8 @@ class AlphaEditConfig:
     l2: float = 10.0  # [L2]
     values: ValueConfig = VALUES
     rows: RowsConfig = ROWS
-    # EasyEdit never empties M: edits that are to be independent see the keys of those before them
+    # EasyEdit never empties M: edits that are to be independent see the keys of those before them,
+    # in the order of a run's requests
     protocol: Protocol = "paper"
 
     def __post_init__(self) -> None:
@@ -102,7 +103,8 @@ def alphaedit(cfg: AlphaEditConfig) -> Editor:
                 results.append(result)
         return together(results)
 
-    return Editor(init, edit, each, cfg.rows, cfg.layers)
+    easy = cfg.protocol == "easyedit"
+    return Editor(init, edit, each, cfg.rows, cfg.layers, remembers=easy)
 
 
 @jax.jit
