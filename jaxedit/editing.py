@@ -105,7 +105,8 @@ def keep(args: argparse.Namespace, model: "Model", edits: "Sequence[Edit]") -> N
         exists = args.ledger.exists()
         ledger = Ledger.open(args.ledger) if exists else Ledger.create(args.ledger, model)
         for edit in edits:
-            ledger.add(edit)
+            if not edit.failed:
+                ledger.add(edit)
 
 
 def report(
@@ -117,13 +118,17 @@ def report(
 ) -> None:
     """What the model says before and after, and what it took."""
     from jaxedit.edit.record import Edit
+    from jaxedit.edit.results import told
     from jaxedit.edit.room import room
     from jaxedit.edit.task import said
     from jaxedit.evaluate.ask import Asker
 
-    failed = [reason for e in edits for reason in e.provenance.get("failed", ())]
-    for reason in failed[:5]:
-        print(f"failed: {reason}", file=sys.stderr)
+    failed = [why for edit in edits for why in edit.provenance.get("failed") or ()]
+    gone = sum(bool(edit.failed) for edit in edits) if args.ledger else 0
+    for line in told(failed):
+        print(line, file=sys.stderr)
+    if gone:
+        print(f"not kept in {args.ledger}: {gone:,} of {len(edits):,} edits", file=sys.stderr)
     if len(asked) == 1 and not failed:
         (request,), (edit,) = asked, edits
         asker = Asker(model, room(model))

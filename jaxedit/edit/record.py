@@ -130,6 +130,11 @@ class Edit:
             )
 
     @property
+    def failed(self) -> tuple[str, ...]:
+        """Why it is none: it changes nothing, as no request could be used. () where it is one."""
+        return () if self.deltas or self.beyond else tuple(self.provenance.get("failed") or ())
+
+    @property
     def beyond(self) -> tuple[str, ...]:
         """What it has that weights cannot hold."""
         has = {"a router": self.router is not None, "writes": self.writes}

@@ -11,8 +11,10 @@ import numpy as np
 from jaxedit import delta
 from jaxedit.base import Deltas, Dense, LowRank, Write, chain
 from jaxedit.data.aligned import Aligned
+from jaxedit.edit.record import Edit
 from jaxedit.edit.stats import on_host
 
+LONG, FEW = 100, 5  # characters of a text, lines of a list
 OFF = 0.01  # how far a solve may be off, before what it gives is no edit
 
 
@@ -25,6 +27,26 @@ def trouble(info: Mapping[str, np.ndarray], n: int) -> str:
     if "norm" in info and not np.isfinite(info["norm"][n]):
         return "its change of the weights is not finite"
     return ""
+
+
+def brief(why: str) -> str:
+    """A line of provenance about a request that failed, with no more than the start of its text."""
+    text, mark, reason = why.rpartition(f"{why[:1]}: ")
+    return f"{text[:LONG]}…{mark}{reason}" if len(text) > LONG else why
+
+
+def told(failed: Sequence[str]) -> list[str]:
+    """The first of them, each in a line, and how many more there are."""
+    more = [f"and {len(failed) - FEW:,} more"] if len(failed) > FEW else []
+    return [*(f"failed: {brief(why)}" for why in failed[:FEW]), *more]
+
+
+def unkept(edits: Sequence[Edit]) -> list[str]:
+    """Lines about edits that are none, which a ledger is not given."""
+    failed = [why for edit in edits for why in edit.failed]
+    count = sum(bool(edit.failed) for edit in edits)
+    note = f"{count:,} of {len(edits):,} edits failed and {'is' if count == 1 else 'are'} not kept"
+    return [note, *told(failed)] if count else []
 
 
 def whole(x: float) -> float | None:

@@ -212,11 +212,12 @@ class Work:
         usable = {t.place: t for t in self.found.found}
         why = {int(s.row): s.reason for s in self.found.skipped}
         params, total = self.model.params, dict[str, Dense]()
-        for step, start in enumerate(range(0, len(self.requests), batch)):
+        made = 0  # edits, without those that failed
+        for start in range(0, len(self.requests), batch):
             places = range(start, min(start + batch, len(self.requests)))
             left_out = [(i, why[i]) for i in places if i in why]
             some = tuple(usable[i] for i in places if i in usable)
-            record = self.record([], {}, {}, left_out=left_out, after=step)
+            record = self.record([], {}, {}, left_out=left_out, after=made)
             if some:
                 index, batches = zip(*dataclasses.replace(self.found, found=some), strict=True)
                 result, new = self.editor.edit(state, params, batches)
@@ -227,14 +228,17 @@ class Work:
                 deltas = fetch(result.deltas)
                 if result.router is None:
                     deltas = {path: trim(d) for path, d in deltas.items()}
-                record = self.record(order, deltas, info, left_out=left_out, after=step)
+                record = self.record(order, deltas, info, left_out=left_out, after=made)
                 if result.router is not None:
                     good = rows[[not trouble(info, n) for n in range(len(rows))]]
-                    record = dataclasses.replace(record, router=fetch(result.router).take(good))
+                    if len(good):
+                        router = fetch(result.router).take(good)
+                        record = dataclasses.replace(record, router=router)
                     state = new
                 elif record.deltas:
                     state, total = new, add(total, result.deltas)
                     params = merge.apply(self.model.params, total)
+            made += not record.failed
             yield list(places), record
             self.progress(places[-1] + 1, len(self.requests))
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxedit.edit.ledger import Ledger
 from jaxedit.edit.methods import EDITORS, configure, name_of, override
 from jaxedit.edit.presets import MODELS
 from jaxedit.edit.record import Edit
+from jaxedit.edit.results import unkept
 from jaxedit.edit.room import room
 from jaxedit.edit.runner import WORLD_TEXT, stream
 from jaxedit.edit.stats import Stats, StatsConfig, collect, load
@@ -185,9 +187,12 @@ def sequence(
     for places, edit in stream(
         model, asked, cfg.editor, False, batch=cfg.batch, progress=progress, **how
     ):
-        if ledger is not None:
+        if ledger is not None and not edit.failed:
             ledger.add(edit)
         found.append((places, edit))
+    if is_first():
+        for note in unkept([edit for _, edit in found]):
+            print(note, file=sys.stderr)
     total = joined([edit for _, edit in found])
     right = said(model, asked, [total], [0] * len(asked))
     lines = []

@@ -107,6 +107,37 @@ def test_a_request_that_is_left_out_of_a_batch_does_not_shift_the_others(tmp_pat
     assert [found[i]["loss"] for i in (0, 2, 3)] == told["result"]["loss"]
 
 
+FAR = "word " * 200 + "{} is"  # more than the model's positions
+
+
+def test_an_edit_that_failed_is_not_in_the_ledger(tmp_path, asked, capsys):
+    rows = [json.loads(line) for line in asked.read_text().splitlines()[:-1]]
+    rows[1] = rows[0] | {"prompt": FAR}
+    asked.write_text("\n".join(map(json.dumps, rows)))
+    found, _ = task.go(config(tmp_path, asked, independent=False), model(), None)
+    assert (found["requests"], found["failed"]) == (4, 1)
+    ledger = Ledger.open(tmp_path / "run" / "ledger")
+    assert [ledger.load(e.id).provenance["after"] for e in ledger.edits()] == [0, 1, 2]
+    count, why = capsys.readouterr().err.splitlines()
+    assert count == "1 of 4 edits failed and is not kept"
+    assert why.startswith("failed: 'word word ")
+    assert why.endswith("tokens in a context; at most 128")
+    assert len(why) < 170
+
+
+def test_the_shell_keeps_no_edit_that_failed(tmp_path, asked, capsys):
+    rows = [json.loads(line) for line in asked.read_text().splitlines()[:1]]
+    rows = [rows[0], rows[0] | {"prompt": FAR}]
+    asked.write_text("\n".join(map(json.dumps, rows)))
+    ledger = tmp_path / "ledger"
+    more = ("--protocol", "easyedit", *QUICK, "--ledger", str(ledger))
+    assert edit("--requests", str(asked), *more) == 0
+    assert len(Ledger.open(ledger).edits()) == 1
+    failed, kept = capsys.readouterr().err.splitlines()[-2:]
+    assert failed.startswith("failed: 'word word ")
+    assert kept == f"not kept in {ledger}: 1 of 2 edits"
+
+
 def test_a_layer_that_is_not_there_is_told_first(tmp_path, asked):
     cfg = dataclasses.replace(config(tmp_path, asked), editor=EmmetConfig(layer=9))
     with pytest.raises(ValueError, match="layer 9: the model has layers 0 to 3"):
