@@ -12,6 +12,7 @@ from jaxedit.progress import Meter, is_first
 
 if TYPE_CHECKING:
     from jaxedit.data.cases import EditRequest
+    from jaxedit.edit.ledger import Ledger
     from jaxedit.edit.record import Edit
     from jaxedit.models.config import Model
 
@@ -23,12 +24,17 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     asked = read_requests(args)
     import jaxedit
+    from jaxedit.checksum import checksum
+    from jaxedit.edit.ledger import Ledger
     from jaxedit.edit.methods import configure, find
     from jaxedit.edit.runner import resolve, run, suitable
 
     find(args.method)  # said before a large model is read
+    ledger = Ledger.open(args.ledger) if args.ledger and args.ledger.exists() else None
     mesh = cli.placement(args)
     model = jaxedit.load(args.model, mesh, args.dtype, progress=Meter("reading", "weights"))
+    if ledger is not None:
+        ledger.check_base({"checksum": checksum(model.params), "family": model.cfg.family})
     cfg = configure(args.method, model.cfg, preset=args.preset, protocol=args.protocol)
     cfg = settings.override(cfg, args.set)
     wanted = find(args.method).make(cfg).stats
@@ -42,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         batch=args.batch, progress=Meter("editing", "requests"),
     )  # fmt: skip
     seconds = time.monotonic() - start
-    keep(args, model, edits)
+    keep(args, model, edits, ledger)
     if is_first():
         report(model, asked, edits, seconds, args)
     return 0
@@ -88,7 +94,9 @@ def read_requests(args: argparse.Namespace) -> "list[EditRequest]":
     return [EditRequest.of(args.prompt, args.subject, args.target)]
 
 
-def keep(args: argparse.Namespace, model: "Model", edits: "Sequence[Edit]") -> None:
+def keep(
+    args: argparse.Namespace, model: "Model", edits: "Sequence[Edit]", ledger: "Ledger | None"
+) -> None:
     """Writes the edits where the flags say."""
     from jaxedit.edit.ledger import Ledger
 
@@ -102,8 +110,7 @@ def keep(args: argparse.Namespace, model: "Model", edits: "Sequence[Edit]") -> N
         for i, edit in enumerate(edits):
             edit.save(args.out / f"{i:06}.safetensors")
     if args.ledger:
-        exists = args.ledger.exists()
-        ledger = Ledger.open(args.ledger) if exists else Ledger.create(args.ledger, model)
+        ledger = ledger or Ledger.create(args.ledger, model)
         for edit in edits:
             if not edit.failed:
                 ledger.add(edit)

@@ -13,12 +13,14 @@ from jaxedit.progress import Meter, is_first
 
 def main(argv: list[str]) -> int:
     only_stats = argv[:1] == ["stats"]
-    from jaxedit.edit.task import EditTask, go, moments, read
+    from jaxedit.edit.task import EditTask, begin, go, moments, read
 
     cfg = cli.parse("edit stats" if only_stats else "edit", argv[1:] if only_stats else argv)
     if not isinstance(cfg, EditTask):
         raise ValueError(f"config() returned a {type(cfg).__name__}; editing takes an EditTask")
+    asked = None
     if not only_stats:
+        asked = begin(cfg)  # a mistake is told before anything large is read, and before a trace
         settings.dump(cfg, cfg.workdir)
     model = read(cfg, Meter("reading", "weights"))
     stats = moments(cfg, model, Meter("second moments", "batches"))
@@ -27,7 +29,7 @@ def main(argv: list[str]) -> int:
             told = "this method needs none" if stats is None else f"{stats.folder}"
             print(told if stats is None else f"{told}: {stats.count:,} tokens")
         return 0
-    found, skipped = go(cfg, model, stats, Meter("editing", "requests"))
+    found, skipped = go(cfg, model, stats, Meter("editing", "requests"), asked)
     if is_first():
         print("\n".join(f"  {name:<18}{show(value)}" for name, value in found.items()))
         for skip in skipped[:5]:

@@ -186,17 +186,22 @@ class Ledger:
                 out[e.id] = str(error)
         return out
 
+    def check_base(self, made: Mapping[str, Any]) -> None:
+        """Raises where edits of another base than this are made: of that in an edit's provenance,
+        {"checksum", "family"}.
+        """
+        if made.get("checksum") and made["checksum"] != self.base["checksum"]:
+            raise ValueError(
+                f"this ledger is of a {self.base['family']} with checksum "
+                f"{self.base['checksum'][:12]}, the edit of a {made.get('family', 'model')} with "
+                f"{made['checksum'][:12]}; a ledger holds edits of one base"
+            )
+
     def _check(self, edit: Edit) -> None:
         """Raises where an edit does not fit the base, by its shapes and by the checksum that it
         carries: the weights are not looked at.
         """
-        made = edit.provenance.get("base") or {}
-        if made.get("checksum") and made["checksum"] != self.base["checksum"]:
-            raise ValueError(
-                f"the edit was made on a {made.get('family', 'model')} with checksum "
-                f"{made['checksum'][:12]}, this ledger is of a {self.base['family']} with "
-                f"{self.base['checksum'][:12]}; a ledger holds edits of one base"
-            )
+        self.check_base(edit.provenance.get("base") or {})
         edit.check(Model({}, self.cfg), force=True)
         for path, v in edit.deltas.items():
             if any(delta.count_rows(path, d) is not None for d in chain(v)):

@@ -34,6 +34,7 @@ from jaxedit.sharding import ONE_DEVICE, MeshConfig
 
 RESULTS, EDITS, LEDGER = "results.jsonl", "edits", "ledger"
 EASY = "-easyedit"
+Asked = tuple[list[EditRequest], list[Skipped]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +111,29 @@ def moments(cfg: EditTask, model: Model, progress: Progress = quiet) -> Stats | 
     return collect(model, cfg.stats, wanted, progress=progress)
 
 
+def begin(cfg: EditTask) -> Asked:
+    """What is asked; refuses a work directory that another run has filled."""
+    found, folder = requests(cfg.requests, cfg.limit), Path(cfg.workdir)
+    if cfg.independent:
+        finished(folder / RESULTS, digest(cfg))
+    elif (folder / LEDGER).exists():
+        raise ValueError(f"{folder / LEDGER} exists: a sequence cannot be resumed; move it away")
+    return found
+
+
 def go(
-    cfg: EditTask, model: Model, stats: Stats | None, progress: Progress = quiet
+    cfg: EditTask,
+    model: Model,
+    stats: Stats | None,
+    progress: Progress = quiet,
+    found: Asked | None = None,
 ) -> tuple[dict[str, Any], list[Skipped]]:
     """Makes the edits; returns what came of them, and the requests that could not be read.
 
-    Independent edits go on where a stopped run was.
+    Independent edits go on where a stopped run was. found: what `begin` has read, if it was called.
     """
     override(cfg.editor, {}, model.cfg)  # layers that the model has not are told before all else
-    asked, skipped = requests(cfg.requests, cfg.limit)
+    asked, skipped = found or begin(cfg)
     folder = Path(cfg.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -180,8 +195,6 @@ def sequence(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """A ledger of edits, each on the model as the ones before it left it; asked for at the end."""
-    if (folder / LEDGER).exists():
-        raise ValueError(f"{folder / LEDGER} exists: a sequence cannot be resumed; move it away")
     ledger = Ledger.create(folder / LEDGER, model) if is_first() else None
     found: list[tuple[list[int], Edit]] = []
     for places, edit in stream(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from golden_edits import GOLDEN, model, requests, stats
@@ -10,7 +11,8 @@ from golden_edits import GOLDEN, model, requests, stats
 from jaxedit import cli
 from jaxedit.data.asked import requests as read_requests
 from jaxedit.data.contexts import ContextConfig
-from jaxedit.edit import task
+from jaxedit.edit import __main__ as console
+from jaxedit.edit import runner, task
 from jaxedit.edit.editor import RowsConfig
 from jaxedit.edit.ledger import Ledger
 from jaxedit.edit.record import Edit
@@ -136,6 +138,33 @@ def test_the_shell_keeps_no_edit_that_failed(tmp_path, asked, capsys):
     failed, kept = capsys.readouterr().err.splitlines()[-2:]
     assert failed.startswith("failed: 'word word ")
     assert kept == f"not kept in {ledger}: 1 of 2 edits"
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"requests": "nowhere.jsonl"}, "no such file"),
+    ({"seed": 1}, "other settings: choose another workdir"),
+    ({"independent": False}, "cannot be resumed"),
+])  # fmt: skip
+def test_a_mistake_is_told_before_the_model_is_read(tmp_path, asked, monkeypatch, more, said):
+    cfg = config(tmp_path, asked)
+    folder = tmp_path / "run"
+    (folder / task.LEDGER).mkdir(parents=True)
+    (folder / task.RESULTS).write_text(json.dumps({"run": task.digest(cfg)}) + "\n")
+    monkeypatch.setattr(cli, "parse", lambda *_: dataclasses.replace(cfg, **more))
+    monkeypatch.setattr(task, "read", lambda *_, **__: pytest.fail("the weights were read"))
+    with pytest.raises((ValueError, OSError), match=said):
+        console.main([])
+    assert not (folder / "config.json").exists()
+
+
+def test_a_ledger_of_another_base_is_refused_before_the_edit(tmp_path, monkeypatch, capsys):
+    other = model()._replace(params=jax.tree.map(lambda x: x + 1, model().params))
+    Ledger.create(tmp_path / "ledger", other)
+    monkeypatch.setattr(runner, "prepare", lambda *_, **__: pytest.fail("an edit was made"))
+    monkeypatch.setattr(runner, "resolve", lambda *_, **__: pytest.fail("moments were taken"))
+    with pytest.raises(SystemExit):
+        edit(*ONE, "--ledger", str(tmp_path / "ledger"))
+    assert "a ledger holds edits of one base" in capsys.readouterr().err
 
 
 def test_a_layer_that_is_not_there_is_told_first(tmp_path, asked):
