@@ -147,6 +147,10 @@ def _search(
         if opt.stop_kl is not None:
             done_N = done_N | (easy_N & (kl_N <= opt.stop_kl))
         new, moments = adam(grad, delta, moments, i + 1, opt.lr)
+        # a length that overflows would be clamped to zero
+        sound_N = finite({s: length(d)[:, None] for s, d in new.items()})
+        failed_N = jnp.where(~done_N & ~sound_N, i, failed_N)
+        done_N = done_N | ~sound_N
         steps_N = steps_N + (~done_N).astype(jnp.int32)
         keep = lambda old, new: jnp.where(done_N[:, None], old, new)
         delta = {s: keep(delta[s], clamped(new[s], limit[s])) for s in sites}

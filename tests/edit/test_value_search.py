@@ -202,6 +202,15 @@ def test_a_search_that_is_not_finite_fails_alone():
     assert v.steps_N[2] == 1
 
 
+@pytest.mark.parametrize(("lr", "clamp"), [(1e38, 1e38), (1e38, 4.0), (3e18, 1e38), (1e19, 4.0)])
+def test_a_vector_whose_length_overflows_fails(lr, clamp):
+    """It is not put back onto the ball as zero."""
+    opt = ValueConfig(steps=6, lr=lr, clamp=clamp)
+    v = search(params(), (batch(),), CFG, LAYER, SITES["rome"], opt)
+    assert (v.failed_N >= 0).all()
+    assert (v.steps_N < 6).all()
+
+
 def test_bfloat16_finds_much_the_same_in_float32():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params())
     v = search(half, (batch(),), CFG.replace(dtype="bfloat16"), LAYER, SITES["rome"], OPT)
