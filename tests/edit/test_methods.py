@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+import jaxedit.edit
 from jaxedit.edit.editor import Editor
 from jaxedit.edit.methods import (
     EDITORS,
@@ -175,6 +176,13 @@ def test_what_cannot_be_set_is_told_in_one_line(method, how, why):
     with pytest.raises(ValueError, match=why) as e:
         configure(method, XL, **how)
     assert "\n" not in str(e.value)
+
+
+def test_every_method_and_its_config_are_imported_from_one_place():
+    for method in EDITORS.values():
+        for it in (method.make, method.config):
+            assert getattr(jaxedit.edit, it.__name__) is it
+            assert it.__name__ in jaxedit.edit.__all__
 
 
 def test_the_name_of_a_config():
