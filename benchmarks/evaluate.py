@@ -46,8 +46,9 @@ from jaxedit.edit.runner import run
 from jaxedit.evaluate import ask, observe
 from jaxedit.evaluate.ask import Answers, Asker
 from jaxedit.evaluate.observe import AskConfig
+from jaxedit.evaluate.outcome import TIMING
 from jaxedit.evaluate.seen import Observed
-from jaxedit.evaluate.task import TIMING, for_data, go
+from jaxedit.evaluate.task import for_data, go
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.generate import decode
 from jaxedit.models.shapes import SHAPES
