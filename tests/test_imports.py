@@ -148,6 +148,7 @@ ORDER = [
     "locate.facts",
     "locate.compare",
     "edit.task",
+    "evaluate.outcome",
     "evaluate.task",
     "bounds.project",
     "bounds.subspace",

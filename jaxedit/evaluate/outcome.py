@@ -1,10 +1,12 @@
-"""What comes of an evaluation: its summary, on a terminal, and as files."""
+"""What comes of an evaluation (cfg: evaluate.task.EvaluateTask): its summary, on a terminal, and as
+files.
+"""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxedit.data.cases import Skipped
 from jaxedit.edit.methods import name_of
@@ -12,15 +14,12 @@ from jaxedit.evaluate import findings, records, summary
 from jaxedit.evaluate.protocol import Key
 from jaxedit.evaluate.records import Records
 
-if TYPE_CHECKING:
-    from jaxedit.evaluate.task import EvaluateTask
-
 SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
 REASONS = 20  # of what was left out that the summary tells
 
 
 def summarise(
-    cfg: "EvaluateTask", kept: Records, keys: Sequence[Key], skipped: Sequence[Skipped], name: str
+    cfg: Any, kept: Records, keys: Sequence[Key], skipped: Sequence[Skipped], name: str
 ) -> dict[str, Any]:
     found = [kept.found[key] for key in keys if key in kept.found]
     last = [r for r in found if r.get("at", 0) == keys[-1].at]
@@ -61,9 +60,7 @@ def told(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"  {reason:.200}" for reason in left["reasons"][:5])])
 
 
-def write(
-    folder: Path, found: Mapping[str, Any], cfg: "EvaluateTask", spent: Mapping[str, float]
-) -> None:
+def write(folder: Path, found: Mapping[str, Any], cfg: Any, spent: Mapping[str, float]) -> None:
     records.whole(folder / SUMMARY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     runs = {" + ".join(s.partition(":")[0] for s in cfg.data): found}
     kinds = Counter(s.partition(":")[0] for s in found.get("sources", ()))
