@@ -1,6 +1,7 @@
 """The console verb `jaxedit edit`: one fact of a model, or a file of them, with plain flags."""
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -116,6 +117,15 @@ def keep(
                 ledger.add(edit)
 
 
+def norms(edits: "Sequence[Edit]") -> list[float]:
+    """Of the changes, by request."""
+    found: list[float] = []
+    for edit in edits:
+        norm = [] if edit.failed else edit.provenance["result"].get("norm", [])
+        found += norm if isinstance(norm, list) else [norm]
+    return [x for x in found if x is not None]
+
+
 def report(
     model: "Model",
     asked: "Sequence[EditRequest]",
@@ -129,7 +139,9 @@ def report(
     from jaxedit.edit.room import room
     from jaxedit.edit.task import said
     from jaxedit.evaluate.ask import Asker
+    from jaxedit.evaluate.protocol import joined
 
+    method = edits[0].provenance["method"] if edits else args.method
     failed = [why for edit in edits for why in edit.provenance.get("failed") or ()]
     gone = sum(bool(edit.failed) for edit in edits) if args.ledger else 0
     for line in told(failed):
@@ -145,12 +157,20 @@ def report(
         print(f"after   {request.text}{say(edit)}")
         parts = [f"{k} {result[k]:.3g}" for k in ("loss", "steps", "neurons") if k in result]
         numbers = ", ".join(parts)
-        print(f"        {args.method}, {seconds:.1f} s; {numbers}, norm {result['norm']:.3g}")
-    elif not args.sequential:
-        right = int(said(model, asked, edits).sum())
-        print(f"{args.method}: {len(asked)} requests in {seconds:.1f} s; {right} say their target")
+        print(f"        {method}, {seconds:.1f} s; {numbers}, norm {result['norm']:.3g}")
+        if result["norm"] == 0:
+            known = said(model, asked, [Edit()])[0]
+            why = f"the model says {request.target!r} without it" if known else "its norm is 0"
+            print(f"        the edit changes nothing: {why}")
     else:
-        print(f"{args.method}: {len(asked)} requests, {len(edits)} edits, in {seconds:.1f} s")
+        last = ([joined(edits)], [0] * len(asked)) if args.sequential else (edits, None)
+        right = int(said(model, asked, *last).sum())
+        count = f"{len(asked):,} requests"
+        count += (
+            f", {len(edits):,} edit{'' if len(edits) == 1 else 's'}," if args.sequential else ""
+        )
+        print(f"{method}: {count} in {seconds:.1f} s; {right:,} say their target", end="")
+        print(f"; mean norm {statistics.fmean(sizes):.3g}" if (sizes := norms(edits)) else "")
     for where in (args.out, args.ledger):
         if where:
             print(where)

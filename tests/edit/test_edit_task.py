@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -204,6 +205,34 @@ def test_one_fact_from_the_shell(tmp_path, capsys):
     assert kept.provenance["protocol"] == "easyedit"
 
 
+FT = ("--method", "ft-m", "--set", "layer=1", "lr=5e-3")
+
+
+def test_the_shell_says_which_method_was_recorded(tmp_path, capsys):
+    ledger = tmp_path / "ledger"
+    assert edit(*ONE, *FT, "bound=0.05", "--ledger", str(ledger)) == 0
+    (entry,) = Ledger.open(ledger).edits()
+    assert entry.method == "ft-c"
+    assert "\n        ft-c, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("target", "why"), [
+    ("Pellam", "the model says 'Pellam' without it"), ("Sundhaven", "its norm is 0"),
+])  # fmt: skip
+def test_an_edit_that_changes_nothing_says_so(target, why, capsys):
+    assert edit(*ONE[:-1], target, *FT, "stop_loss=100") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"        the edit changes nothing: {why}"
+
+
+@pytest.mark.parametrize("how", [(), ("--sequential",)])
+def test_several_facts_from_the_shell(asked, how, capsys):
+    assert edit("--requests", str(asked), *FT, *how) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    count = "3 requests, 1 edit," if how else "3 requests"
+    assert re.fullmatch(rf"ft-m: {count} in [\d.]+ s; 3 say their target; mean norm [\d.]+", told)
+
+
 @pytest.mark.parametrize(("flags", "said"), [
     ((*ONE, "--method", "romme"), "method 'romme'.*did you mean 'rome'"),
     ((*ONE, "--set", "layer=7", *QUICK[1:]), "layer 7: the model has layers 0 to 3"),
@@ -219,6 +248,4 @@ def test_mistakes_are_one_line(flags, said, capsys):
     assert stopped.value.code == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
-    import re
-
     assert re.search(said, error), error
