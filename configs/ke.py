@@ -4,11 +4,11 @@ python -m jaxedit.train --config configs/ke.py:world
 jaxedit edit --model world --method ke --set trained=runs/ke-world/editor …
 """
 
+from jaxedit.train.editor import PRESETS as PRESETS
 from jaxedit.train.editor import for_model
 from jaxedit.train.loop import TrainConfig
 from jaxedit.train.optimizer import OptimizerConfig
 
-PRESETS = ("world", "world-llama", "gpt2-xl-zsre", "gpt-j-6b-zsre", "llama-2-7b-zsre")
 ADAM = OptimizerConfig(1e-3, 0, "linear", beta2=0.999, weight_decay=0.0, clip=100.0)
 PAPER = OptimizerConfig(3e-4, 1000, "linear", beta2=0.999, weight_decay=0.0, clip=100.0)
 

@@ -6,11 +6,9 @@ jaxedit edit --model world --method malmen --set trained=runs/malmen-world/edito
 
 import dataclasses
 
+from jaxedit.train.editor import PRESETS as PRESETS
 from jaxedit.train.editor import ADAM, for_model
 from jaxedit.train.loop import TrainConfig
-
-PRESETS = ("world", "world-llama", "world-people", "world-things", "gpt2-xl-zsre", "gpt-j-6b-zsre",
-           "llama-2-7b-zsre")  # fmt: skip
 
 
 def config(preset: str = "world") -> TrainConfig:

@@ -4,11 +4,9 @@ python -m jaxedit.train --config configs/mend.py:world
 jaxedit edit --model world --method mend --set trained=runs/mend-world/editor …
 """
 
+from jaxedit.train.editor import PRESETS as PRESETS
 from jaxedit.train.editor import for_model
 from jaxedit.train.loop import TrainConfig
-
-PRESETS = ("world", "world-llama", "world-people", "world-things", "gpt2-xl-zsre", "gpt-j-6b-zsre",
-           "llama-2-7b-zsre")  # fmt: skip
 
 
 def config(preset: str = "world") -> TrainConfig:

@@ -5,11 +5,11 @@ python -m jaxedit.train --config configs/serac.py:world
 python -m jaxedit.evaluate --config configs/knowedit.py:world-serac
 """
 
+from jaxedit.train.editor import PRESETS as PRESETS
 from jaxedit.train.editor import for_model
 from jaxedit.train.loop import TrainConfig
 from jaxedit.train.optimizer import OptimizerConfig
 
-PRESETS = ("world", "world-llama", "gpt2-xl-zsre", "gpt-j-6b-zsre", "llama-2-7b-zsre")
 FAST = OptimizerConfig(3e-3, 0, "linear", 0.05, beta2=0.999, weight_decay=0.0, clip=100.0)
 
 

@@ -34,8 +34,9 @@ ADAM = OptimizerConfig(
     lr=1e-6, warmup=0, schedule="constant", beta2=0.999, weight_decay=0.0, clip=100.0
 )
 FOLDER = "editor"
-
-
+# of every method's config
+PRESETS = ("world", "world-llama", "world-people", "world-things", "gpt2-xl-zsre", "gpt-j-6b-zsre",
+           "llama-2-7b-zsre")  # fmt: skip
 WORLD = "world:small:0:200"  # what is edited of a world
 ZSRE = "zsre:data/zsre/zsre_mend_train.json"
 # Of the world's facts, those that an editor for a part of them learns from.
