@@ -166,9 +166,8 @@ def report(
         last = ([joined(edits)], [0] * len(asked)) if args.sequential else (edits, None)
         right = int(said(model, asked, *last).sum())
         count = f"{len(asked):,} requests"
-        count += (
-            f", {len(edits):,} edit{'' if len(edits) == 1 else 's'}," if args.sequential else ""
-        )
+        if args.sequential:
+            count += f", {len(edits):,} edit{'' if len(edits) == 1 else 's'},"
         print(f"{method}: {count} in {seconds:.1f} s; {right:,} say their target", end="")
         print(f"; mean norm {statistics.fmean(sizes):.3g}" if (sizes := norms(edits)) else "")
     for where in (args.out, args.ledger):

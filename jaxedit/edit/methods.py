@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 from jaxedit import settings
 from jaxedit.edit.editor import Editor, Protocol
-from jaxedit.edit.presets import named, published
+from jaxedit.edit.presets import MODELS, named, published
 from jaxedit.edit.prompts.serac import serac
 from jaxedit.edit.prompts.serac_learner import SeracConfig
 from jaxedit.edit.weights.adalora import AdaLoraConfig, adalora
@@ -30,6 +30,7 @@ from jaxedit.edit.weights.slag import SlagConfig, slag
 from jaxedit.models.config import ModelConfig
 
 PROTOCOLS = get_args(Protocol)
+BIASED = ("gpt2", "gptj", "gpt_neox")  # families whose down projection has a bias
 
 
 class Method(NamedTuple):
@@ -84,6 +85,9 @@ def configure(
     found = find(method)
     name = preset or (named(model) if model else "any")
     chosen = published(method, name, protocol, model) | dict(found.fixed)
+    if protocol == "easyedit" and found.make is fine_tune:  # by a part of its name, the bias too
+        family = MODELS[name].family if model is None else ""
+        chosen["bias"] = family in BIASED if model is None else model.mlp_bias
     cfg = found.config(**{k: v for k, v in chosen.items() if "." not in k})
     cfg = override(cfg, {k: v for k, v in chosen.items() if "." in k}, None)
     # apart from the published ones, with which a whole `values` is not to be mixed

@@ -222,7 +222,9 @@ class Work:
                 index, batches = zip(*dataclasses.replace(self.found, found=some), strict=True)
                 result, new = self.editor.edit(state, params, batches)
                 if result.writes:
-                    raise ValueError("an edit of biases is not merged, so no other can follow it")
+                    raise ValueError(
+                        "an edit of biases is not merged, so no other can follow it: set bias=false"
+                    )
                 order, rows = real(index, batches)
                 info = {k: v[rows] for k, v in fetch(result.info).items()}
                 deltas = fetch(result.deltas)

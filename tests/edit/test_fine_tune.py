@@ -13,6 +13,7 @@ from jaxedit.data.aligned import aligned
 from jaxedit.data.world.cases import cases
 from jaxedit.data.world.facts import make
 from jaxedit.edit import descent
+from jaxedit.edit.methods import configure
 from jaxedit.edit.weights import fine_tune as module
 from jaxedit.edit.weights.fine_tune import FineTuneConfig, fine_tune
 from jaxedit.models.config import Model
@@ -92,6 +93,10 @@ def test_weights_and_bias_are_those_of_the_authors_code(objective, variant):
         bound=hparams["norm_constraint"] or None,
         bias=True,
     )
+    name = {"prompt_last": "ft-l", "target_new": "ft-m"}[objective]
+    free = {"layer": 1, "lr": cfg.lr, "bound": cfg.bound}
+    easy = configure(name, model().cfg, protocol="easyedit", **free)  # the runs are EasyEdit's
+    assert dataclasses.replace(easy, rows=cfg.rows) == cfg
     ((index, batch),) = aligned(model().tokenizer, requests(0, 2), about=None, token="last")
     result = run(model(), cfg, [batch])
     for n, i in enumerate(index):

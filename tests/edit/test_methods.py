@@ -8,6 +8,7 @@ import pytest
 import jaxedit.edit
 from jaxedit.edit.editor import Editor
 from jaxedit.edit.methods import (
+    BIASED,
     EDITORS,
     PROTOCOLS,
     configure,
@@ -73,6 +74,21 @@ def test_a_model_that_nobody_published_settings_for(family, layers):
         find(method).make(cfg)
         if method in ROMES:
             assert cfg.covariance == (protocol == "paper")
+
+
+def test_easyedit_trains_the_bias_where_there_is_one():
+    for name, method in itertools.product(MODELS, ("ft-l", "ft-m", "ft-c")):
+        for model, protocol in itertools.product((None, shape(name)), PROTOCOLS):
+            try:
+                cfg = configure(method, model, preset=name, protocol=protocol)
+            except ValueError:  # nobody has published settings for it
+                assert model is None
+                continue
+            biased = MODELS[name].family in BIASED if model is None else model.mlp_bias
+            assert cfg.bias == (biased and protocol == "easyedit")
+    assert all(cfg.mlp_bias for cfg in SHAPES.values() if cfg.family in BIASED)
+    assert configure("ft-m", XL, protocol="easyedit").bias
+    assert not configure("ft-m", XL, protocol="easyedit", bias=False).bias
 
 
 def test_models_are_recognised_by_shape():
