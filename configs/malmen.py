@@ -6,8 +6,8 @@ jaxedit edit --model world --method malmen --set trained=runs/malmen-world/edito
 
 import dataclasses
 
-from jaxedit.train.editor import PRESETS as PRESETS
 from jaxedit.train.editor import ADAM, for_model
+from jaxedit.train.editor import PRESETS as PRESETS
 from jaxedit.train.loop import TrainConfig
 
 
