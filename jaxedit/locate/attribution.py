@@ -67,6 +67,31 @@ def importance(
         return _importance(params, tokens_BS, pos_BS, answer_B, cfg, exact, chains(writes))
 
 
+def difference(
+    params: Params,
+    tokens_BS: Array,
+    pos_BS: Array,
+    answer_B: Array | None,
+    cfg: ModelConfig,
+    *,
+    other: Params | None = None,
+    writes: Writes | None = None,
+    exact: int = EXACT,
+) -> Array:
+    """What of each neuron's importance is gone in another run of the same answer, [B, L, F]: one
+    with writes (`silence`: comparative neuron analysis), or of other weights, as after an edit.
+
+    answer_B None: what the first run says, in both.
+    """
+    if (other is None) == (writes is None):
+        raise ValueError("a difference is to one other run: give other (weights), or writes")
+    if answer_B is None:
+        answer_B = observe(params, tokens_BS, pos_BS, None, cfg, {}).answer
+    given = (tokens_BS, pos_BS, answer_B, cfg)
+    changed = importance(params if other is None else other, *given, exact=exact, writes=writes)
+    return importance(params, *given, exact=exact) - changed
+
+
 @partial(jax.jit, static_argnames=("cfg", "exact"))
 def _importance(
     params: Params, tokens_BS: Array, pos_BS: Array, answer_B: Array | None, cfg: ModelConfig,

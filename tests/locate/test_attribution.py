@@ -168,5 +168,17 @@ def test_a_planted_neuron_is_the_highest_and_taking_heads_out_is_seen():
     assert np.unravel_index(int(found[0].argmax()), found[0].shape) == place
     without = attribution.importance(*given, writes=attribution.silence(cfg, 0, [0, 1]))
     assert float(jnp.abs(without - found).max()) > 0
+    gone = attribution.difference(*given, writes=attribution.silence(cfg, 0, [0, 1]))
+    np.testing.assert_allclose(gone, found - without, atol=1e-6)
+    # another model whose planted neuron says nothing: what is gone is all that it said
+    (layer, unit), down = place, params["blocks"]["mlp"]["down"]
+    mlp = params["blocks"]["mlp"] | {"down": down | {"w": down["w"].at[layer, unit].set(0)}}
+    other = params | {"blocks": params["blocks"] | {"mlp": mlp}}
+    asked = (params, *rows([tokens]), None, cfg)  # the answer is the first model's, in both
+    gone = attribution.difference(*asked, other=other)
+    assert np.unravel_index(int(gone[0].argmax()), gone[0].shape) == place
+    np.testing.assert_allclose(gone[0][place], found[0][place], rtol=1e-4)
+    with pytest.raises(ValueError, match="give other"):
+        attribution.difference(*given)
     with pytest.raises(ValueError, match=r"layer 0, heads \[9\]"):
         attribution.silence(cfg, 0, [9])
