@@ -89,9 +89,10 @@ class Lessons:
             nth, k = divmod(at, len(self.by_kind))
             some = self.by_kind[k]
             epoch, i = divmod(nth, len(some))
-            order = np.random.RandomState([self.seed, epoch, k]).permutation(len(some))
+            which = [epoch, k] if len(self.by_kind) > 1 else [epoch]
+            order = np.random.RandomState([self.seed, *which]).permutation(len(some))
             variants = self.facts[some[order[i]]]
-            random = np.random.RandomState([self.seed, epoch, k, i])
+            random = np.random.RandomState([self.seed, *which, i])
             out.append(variants[random.randint(len(variants))])
         return out
 
