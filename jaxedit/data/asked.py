@@ -55,7 +55,7 @@ def left_out(found: Found[Any], path: str, limit: int) -> list[Skipped]:
     place = {name: i for i, (name, _) in enumerate(files.rows(path))}
     gone = {skip.row for skip in found.skipped if skip.whole}
     good = [i for name, i in place.items() if name not in gone]
-    if len(found) % len(good) or not all(skip.row in place for skip in found.skipped):
+    if not good or len(found) % len(good) or not all(skip.row in place for skip in found.skipped):
         return list(found.skipped)
     each = len(found) // len(good)  # ConvSent has two cases of a row
     last = good[(limit - 1) // each]
