@@ -4,12 +4,14 @@
                                                 the bytes that have to move; 3 minutes on a CPU
     python benchmarks/bound.py coverage         how often bounds are below a risk that is known
     python benchmarks/bound.py read             documents scored, beside a plain forward pass
-    python benchmarks/bound.py step             a training step of SubLoRA; one GPU
+    python benchmarks/bound.py step             training steps of SubLoRA and of a subspace of all
+                                                weights, and the share of P w and its gradient
     python benchmarks/bound.py read step gpt2-small    at GPT-2-small's shape, bfloat16
 
 Floor: what P w must move (Q1, Q2, the order, and the result, written and read again by the gather)
 at the rate of a copy measured in the same run. MFU of a step: 4 FLOPs per weight of a matrix and
-token (weights are frozen: no gradient of them), over a bf16 matrix product's rate.
+token of SubLoRA (weights are frozen: no gradient of them), 6 of all weights, over a matrix
+product's rate.
 """
 
 import sys
@@ -25,7 +27,7 @@ from measure import alternate, report, seconds
 from jaxedit.bounds import fit, project, risk
 from jaxedit.bounds.bound import certify
 from jaxedit.bounds.claims import THEOREMS
-from jaxedit.bounds.family import Family, FamilyConfig, family
+from jaxedit.bounds.family import LORA, Family, FamilyConfig, family
 from jaxedit.bounds.risk import ReadConfig
 from jaxedit.bounds.sample import Sample, SampleConfig
 from jaxedit.bounds.subspace import SubspaceConfig
@@ -33,6 +35,7 @@ from jaxedit.data.documents import Source
 from jaxedit.data.tokens import Tokens
 from jaxedit.models.shapes import SHAPES
 from jaxedit.models.transformer import forward
+from jaxedit.train.language import LoraConfig
 
 SIZES = {"LoRA of rank 4": 351_744, "all weights": 124_439_808}
 NUMBERS = 50_000
@@ -73,12 +76,12 @@ def projections() -> None:
         )  # fmt: skip
 
 
-def made(name: str) -> tuple[Family, Sample]:
+def made(name: str, lora: LoraConfig | None = LORA) -> tuple[Family, Sample]:
     """Random weights and random documents, a window long each."""
     shape, changes, length, _, documents = SHAPE[name]
     model = SHAPES[shape].replace(**changes)
     dtype: Any = changes.get("dtype", "float32")
-    cfg = FamilyConfig(model, subspace=SubspaceConfig(dim=10_000), dtype=dtype)
+    cfg = FamilyConfig(model, lora=lora, subspace=SubspaceConfig(dim=10_000), dtype=dtype)
     found = family(cfg)
     flat = np.random.RandomState(0).randint(0, model.vocab, documents * (length + 1))
     starts = np.arange(documents + 1) * (length + 1)
@@ -140,9 +143,15 @@ def summed(params: Any, tokens: Any, deltas: Any, model: Any) -> Any:
 
 
 def step(name: str) -> None:
-    found, sample = made(name)
-    _, _, length, batch, _ = SHAPE[name]
     peak = matmul_rate() if jax.default_backend() != "cpu" else matmul_rate(2048)
+    step_of(name, "SubLoRA", LORA, 2, peak)
+    step_of(name, "a subspace of all weights", None, 3, peak)
+
+
+def step_of(name: str, what: str, lora: LoraConfig | None, passes: int, peak: float) -> None:
+    """passes: products with every matrix, forward and backward."""
+    found, sample = made(name, lora)
+    _, _, length, batch, _ = SHAPE[name]
     cfg = fit.FitConfig(batch=batch // length, length=length, steps=100, unroll=True)
     task = fit.task(found, sample, cfg)
     state, rows = task.init(), task.batch(0)
@@ -157,9 +166,9 @@ def step(name: str) -> None:
     expand = jax.jit(lambda space, w: jax.vjp(space.parts[0], w)[1](space.parts[0](w)))
     alone = seconds(lambda: expand(found.space, state["trained"]["w"]))
     report(
-        f"SubLoRA's training step, {batch} tokens, {name}",
+        f"a training step of {what}, {batch} tokens, {name}",
         seconds=took, tokens_per_s=batch / took,
-        mfu=2 * flops(model, batch // length, length) / took / peak,
+        mfu=passes * flops(model, batch // length, length) / took / peak,
         projection_share=alone / took, peak_gb=gigabytes(),
     )  # fmt: skip
 
