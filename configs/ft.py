@@ -10,14 +10,18 @@ none of them has been run, for want of the models. requests is a file of JSON li
 subject, target), a dataset (counterfact:FOLDER) or world:SIZE:SEED:COUNT.
 A preset is a model for FT-M, or METHOD:MODEL. An edit holds a whole matrix; --set size=4 limits
 how many are made in one program.
+MODEL-easyedit: the settings of EasyEdit, and its ways where they are others.
 """
 
 from jaxedit.edit.task import EditTask, for_model
 
 PRESETS = (
-    "world", "world-llama", "ft-l:world", "ft-c:world", "gpt2-xl",
-    "gpt-j-6b", "llama-2-7b", "llama-3-8b", "mistral-7b", "qwen2.5-7b",
-    "ft-l:gpt2-xl", "ft-l:gpt-j-6b", "ft-l:llama-2-7b", "ft-c:gpt2-xl", "ft-c:gpt-j-6b",
+    "world", "world-llama", "ft-l:world", "ft-c:world", "gpt2-xl", "gpt-j-6b", "llama-2-7b",
+    "llama-3-8b", "mistral-7b", "qwen2.5-7b", "ft-l:gpt2-xl", "ft-l:gpt-j-6b",
+    "ft-l:llama-2-7b", "ft-c:gpt2-xl", "ft-c:gpt-j-6b", "gpt2-xl-easyedit",
+    "gpt-j-6b-easyedit", "llama-2-7b-easyedit", "llama-3-8b-easyedit",
+    "mistral-7b-easyedit", "qwen2.5-7b-easyedit", "ft-l:gpt2-xl-easyedit",
+    "ft-l:gpt-j-6b-easyedit", "ft-l:llama-2-7b-easyedit", "ft-c:gpt2-xl-easyedit",
 )  # fmt: skip
 
 

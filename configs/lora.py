@@ -9,14 +9,16 @@ benchmarks/RESULTS.md. The others read the model from the hub or a folder (--set
 none of them has been run, for want of the models. requests is a file of JSON lines (prompt,
 subject, target), a dataset (counterfact:FOLDER) or world:SIZE:SEED:COUNT.
 A preset is a model for LoRA, or METHOD:MODEL.
+MODEL-easyedit: the settings of EasyEdit, and its ways where they are others.
 """
 
 from jaxedit.edit.task import EditTask, for_model
 
 PRESETS = (
-    "world", "world-llama", "adalora:world", "adalora:world-llama", "gpt2-xl",
-    "gpt-j-6b", "llama-2-7b", "llama-3-8b", "qwen2.5-7b", "adalora:gpt2-xl",
-    "adalora:gpt-j-6b", "adalora:llama-2-7b", "adalora:llama-3-8b",
+    "world", "world-llama", "adalora:world", "adalora:world-llama", "gpt2-xl", "gpt-j-6b",
+    "llama-2-7b", "llama-3-8b", "qwen2.5-7b", "adalora:gpt2-xl", "adalora:gpt-j-6b",
+    "adalora:llama-2-7b", "adalora:llama-3-8b", "gpt2-xl-easyedit", "gpt-j-6b-easyedit",
+    "llama-2-7b-easyedit", "llama-3-8b-easyedit", "qwen2.5-7b-easyedit",
 )  # fmt: skip
 
 
