@@ -55,7 +55,10 @@ SWEEPS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         (f"rank {r}, {k} levels: {d}", (
             f"family.lora.rank={r}", f"round.levels={k}", f"family.subspace.dim={d}",
         ))
-        for r, k in ((1, 7), (4, 3), (4, 11)) for d in (100, 484, 2025)
+        for r, k, dims in (
+            (1, 7, (100, 256, 484)), (4, 3, (100, 484, 2025)), (4, 11, (100, 484, 2025)),
+        )
+        for d in dims
     ),
 }  # fmt: skip
 AXES = {"dims": "numbers", "shuffled": "tokens permuted together", "fronts": "bytes"}

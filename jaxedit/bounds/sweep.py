@@ -12,6 +12,7 @@ from typing import Any
 from jaxedit import settings
 from jaxedit.bounds import certificate
 from jaxedit.bounds.certificate import BoundConfig
+from jaxedit.bounds.family import family
 from jaxedit.progress import Progress
 
 
@@ -36,16 +37,22 @@ def configs(cfg: SweepConfig) -> dict[str, BoundConfig]:
 
 def run(cfg: SweepConfig, meters: Callable[[str, str], Progress]) -> dict[str, dict[str, Any]]:
     """The certificates; those that are there already, of the same config, are kept."""
-    made = {}
-    for name, one in configs(cfg).items():
-        file = Path(one.workdir, certificate.FILE)
-        if file.exists():
-            found = json.loads(file.read_text())
-            if found.get("format") == certificate.FORMAT and found["config"] == json.loads(
-                settings.to_json(dataclasses.asdict(one))
-            ):
-                made[name] = found
-                continue
-        label = lambda what, unit, name=name: meters(f"{name}: {what}", unit)
-        made[name] = certificate.run(one, label)
-    return made
+    wanted = configs(cfg)
+    made = {name: kept for name, one in wanted.items() if (kept := there(one)) is not None}
+    for name, one in wanted.items():
+        if name not in made:
+            family(one.family)  # cheap beside a run, and here all that its sizes forbid is told
+    for name, one in wanted.items():
+        if name not in made:
+            label = lambda what, unit, name=name: meters(f"{name}: {what}", unit)
+            made[name] = certificate.run(one, label)
+    return {name: made[name] for name in wanted}
+
+
+def there(one: BoundConfig) -> dict[str, Any] | None:
+    """The certificate of just this config, if it has been made."""
+    file = Path(one.workdir, certificate.FILE)
+    found = json.loads(file.read_text()) if file.exists() else {}
+    config = json.loads(settings.to_json(dataclasses.asdict(one)))
+    same = found.get("format") == certificate.FORMAT and found["config"] == config
+    return found if same else None

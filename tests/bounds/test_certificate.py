@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,7 @@ from jaxedit.models.shapes import SHAPES
 from jaxedit.report import bounds
 from jaxedit.train.optimizer import OptimizerConfig
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = SHAPES["tiny-gpt2"].replace(vocab=257, layers=1)
 OPTIMIZER = OptimizerConfig(lr=5e-2, warmup=5, weight_decay=0.0)
 
@@ -288,6 +290,20 @@ def test_a_sweep_compares_and_keeps_what_it_has(setting, tmp_path):
     wrong = dataclasses.replace(many, variants=(("a", ("fit.stepz=1",)),))
     with pytest.raises(ValueError, match=r"no field .fit\.stepz"):
         sweep.run(wrong, lambda *_: lambda *_: None)
+    large = dataclasses.replace(
+        many, variants=(("b", short), ("c", ("family.subspace.dim=100000000",)))
+    )
+    with pytest.raises(ValueError, match="a subspace of 100000000 dimensions: from 1 to"):
+        sweep.run(large, lambda *_: lambda *_: None)
+    assert not (tmp_path / "b").exists()  # nothing was run before that
+
+
+@pytest.mark.parametrize("preset", ["modes", "sizes", "dims", "fronts", "shuffled"])
+def test_every_model_of_a_published_sweep_can_be_made(preset):
+    published, _ = settings.load(f"{CONFIGS}/sublora.py:{preset}")
+    for one in sweep.configs(published).values():
+        found = family(one.family)
+        assert sum(part.d for part in found.space.parts) > 0
 
 
 def test_weights_at_zero_do_not_learn_from_nothing(setting):
