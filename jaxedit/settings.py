@@ -9,9 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
-import os
 import shlex
-import socket
 import sys
 import traceback
 import types
@@ -19,6 +17,8 @@ import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+from jaxedit.files import whole
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
@@ -29,11 +29,7 @@ def dump(cfg: Any, workdir: str | Path) -> Path:
     path = Path(workdir, "config.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(sys.orig_argv)
-    # Every host of a run may write to one shared folder, hence a name of its own.
-    part = path.with_name(f".config.{socket.gethostname()}.{os.getpid()}.json")
-    part.write_text(to_json({"command": command, "config": dataclasses.asdict(cfg)}) + "\n")
-    os.replace(part, path)
-    return path
+    return whole(path, to_json({"command": command, "config": dataclasses.asdict(cfg)}) + "\n")
 
 
 def check_local(workdir: str | Path) -> None:

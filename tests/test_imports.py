@@ -8,6 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "jaxedit"
 ORDER = [
     "memory",
+    "files",
     "progress",
     "base",
     "sharding",

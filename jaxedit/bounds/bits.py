@@ -29,7 +29,8 @@ from jaxedit.data.cases import EditRequest
 from jaxedit.data.requests import edit_batches
 from jaxedit.edit.methods import configure
 from jaxedit.edit.runner import run as make_edits
-from jaxedit.evaluate.records import lines, whole
+from jaxedit.evaluate.records import lines
+from jaxedit.files import whole
 from jaxedit.hf.load import load as load_model
 from jaxedit.models.config import Model, ModelConfig
 from jaxedit.models.transformer import forward

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +36,7 @@ from jaxedit.bounds.family import hypothesis as rounded
 from jaxedit.bounds.fit import FitConfig, SubspaceTask
 from jaxedit.bounds.sample import Sample, SampleConfig, load
 from jaxedit.checksum import checksum
+from jaxedit.files import whole
 from jaxedit.models.config import ModelConfig
 from jaxedit.progress import Progress, quiet
 from jaxedit.train import loop
@@ -80,9 +80,9 @@ def run(cfg: BoundConfig, meters: Meters = lambda label, unit: quiet) -> dict[st
     best = claimed(cfg, sample, seen, one)["bits"]["alpha"]
     data = encode(one._replace(alpha=best), cfg.family, cfg.choices, cfg.round.levels)
     workdir.mkdir(parents=True, exist_ok=True)
-    put(workdir / CODE, data)
+    whole(workdir / CODE, data)
     certificate = certify_file(cfg, found, sample, data, meters, seen)
-    put(workdir / FILE, (settings.to_json(certificate) + "\n").encode())
+    whole(workdir / FILE, (settings.to_json(certificate) + "\n").encode())
     return certificate
 
 
@@ -221,9 +221,3 @@ def compressed(sample: Sample, bits: dict[str, Any], size: int) -> dict[str, flo
 
 def as_tree(deltas: Any) -> dict[str, Any]:
     return {name: {"a": d.a, "b": d.b} for name, d in deltas.items()}
-
-
-def put(file: Path, data: bytes) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(data)
-    os.replace(part, file)

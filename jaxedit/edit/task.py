@@ -27,6 +27,7 @@ from jaxedit.edit.stats import Stats, StatsConfig, collect, load
 from jaxedit.evaluate.ask import Asker, Pair
 from jaxedit.evaluate.observe import NOWHERE
 from jaxedit.evaluate.protocol import joined
+from jaxedit.files import whole
 from jaxedit.hf.load import load as load_model
 from jaxedit.models.config import Model
 from jaxedit.progress import Progress, is_first, quiet
@@ -222,10 +223,7 @@ def sequence(
             }
             lines.append(line)
     if is_first():
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        part = folder / f".{RESULTS}.part"
-        part.write_text(text)
-        os.replace(part, folder / RESULTS)
+        whole(folder / RESULTS, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from jaxedit import cli, settings
+from jaxedit.files import whole
 from jaxedit.progress import Meter, is_first
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> int:
         harness.main(argv[1:])
         return 0
     from jaxedit.edit.record import Edit
-    from jaxedit.evaluate import ability, outcome, records, task
+    from jaxedit.evaluate import ability, outcome, task
     from jaxedit.hf.load import load
     from jaxedit.report import run as page
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
         edit = Edit.load(cfg.edit) if cfg.edit else None
         found = ability.measure(model, cfg.ability, edit, Meter("asking", "rows"))
         if is_first():
-            records.whole(Path(cfg.workdir, "ability.json"), json.dumps(found, indent=1) + "\n")
+            whole(Path(cfg.workdir, "ability.json"), json.dumps(found, indent=1) + "\n")
             print(f"{ability.table(found)}\n{cfg.workdir}/ability.json")
         return 0
     name = argv[argv.index("--config") + 1] if "--config" in argv else ""

@@ -15,7 +15,7 @@ from jaxedit.evaluate.growth import growth
 from jaxedit.evaluate.hits import hits
 from jaxedit.evaluate.overlap import shared
 from jaxedit.evaluate.protocol import How, Plan, chunks, own_edits
-from jaxedit.evaluate.records import whole
+from jaxedit.files import whole
 from jaxedit.models.config import Model
 from jaxedit.progress import is_first
 

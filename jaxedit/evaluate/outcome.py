@@ -3,16 +3,16 @@ files.
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxedit.data.cases import Skipped
 from jaxedit.edit.methods import name_of
-from jaxedit.evaluate import findings, records, summary
+from jaxedit.evaluate import findings, summary
 from jaxedit.evaluate.protocol import Key
 from jaxedit.evaluate.records import Records
+from jaxedit.files import whole
 
 SUMMARY, TABLE, TIMING = "summary.json", "summary.csv", "timing.json"
 REASONS = 20  # of what was left out that the summary tells
@@ -47,9 +47,9 @@ def summarise(
 def told(found: Mapping[str, Any]) -> str:
     """A summary for a terminal."""
     left = found["skipped"]
-    lines = [summary.table(intervals(found))]
+    lines = [summary.table(summary.from_json(found["metrics"]))]
     for source, one in found.get("sources", {}).items():
-        means = summary.headline(intervals(one)).items()
+        means = summary.headline(summary.from_json(one["metrics"])).items()
         shown = ", ".join(f"{title} {mean:.3f}" for title, (mean, *_) in means)
         lines += [f"{source}: {one['cases']:,} cases: {shown}"]
     lines += [f"{found['cases']:,} cases, {found['failed']:,} without an edit; left out: "
@@ -61,18 +61,9 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path, found: Mapping[str, Any], cfg: Any, spent: Mapping[str, float]) -> None:
-    records.whole(folder / SUMMARY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    runs = {" + ".join(s.partition(":")[0] for s in cfg.data): found}
-    kinds = Counter(s.partition(":")[0] for s in found.get("sources", ()))
-    for source, one in found.get("sources", {}).items():
-        kind = source.partition(":")[0]
-        runs[kind if kinds[kind] == 1 else source] = one
-    table = [(name, found["method"], intervals(one)) for name, one in runs.items()]
-    records.whole(folder / TABLE, summary.survey_csv(table))
+    whole(folder / SUMMARY, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    table = [(name, found["method"], one) for name, one in summary.datasets(found, cfg.data)]
+    whole(folder / TABLE, summary.survey_csv(table))
     before = json.loads((folder / TIMING).read_text()) if (folder / TIMING).exists() else {}
     total = {k: round(before.get(k, 0) + spent.get(k, 0), 3) for k in {**before, **spent}}
-    records.whole(folder / TIMING, json.dumps(total) + "\n")
-
-
-def intervals(found: Mapping[str, Any]) -> dict[str, summary.Interval]:
-    return {name: summary.Interval(**one) for name, one in found["metrics"].items()}
+    whole(folder / TIMING, json.dumps(total) + "\n")

@@ -24,6 +24,7 @@ from jaxedit.evaluate import metrics, scores
 from jaxedit.evaluate.protocol import Key, Part
 from jaxedit.evaluate.seen import Asked, Forced, Observed, Seen
 from jaxedit.evaluate.texts import References
+from jaxedit.files import whole
 from jaxedit.progress import is_first
 
 FILE = "cases.jsonl"
@@ -82,13 +83,6 @@ class Records:
 def named(file: Path, run: str) -> Path:
     """Where a file of a run is kept while its folder is another's."""
     return file.with_name(f"{file.stem}-{run}{file.suffix}")
-
-
-def whole(file: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text)
-    os.replace(part, file)
 
 
 def key_of(record: Mapping[str, Any]) -> Key:

@@ -10,6 +10,7 @@ A mean is over the cases that have the metric, each case alike.
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -184,6 +185,16 @@ def survey_csv(runs: Iterable[tuple[str, str, Summary]]) -> str:
                 values = [f"{100 * means[m]:.2f}" if m in means else "" for m in methods]
                 write([DATASETS.get(data, data), title, *values])
     return out.getvalue()
+
+
+def datasets(found: Mapping[str, Any], data: Sequence[str]) -> list[tuple[str, Summary]]:
+    """What a run's summary says of all its data and, where there are several, of each, by name."""
+    kind = lambda source: source.partition(":")[0]
+    sources = found.get("sources", {})
+    often = Counter(map(kind, sources))
+    out = {" + ".join(map(kind, data)): found}
+    out |= {kind(s) if often[kind(s)] == 1 else s: one for s, one in sources.items()}
+    return [(name, from_json(one["metrics"])) for name, one in out.items()]
 
 
 def as_json(summary: Summary) -> dict[str, dict[str, float]]:

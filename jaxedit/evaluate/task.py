@@ -35,6 +35,7 @@ from jaxedit.evaluate.observe import AskConfig
 from jaxedit.evaluate.protocol import How, Key, Part, Plan
 from jaxedit.evaluate.records import Records
 from jaxedit.evaluate.references import of_sources
+from jaxedit.files import whole
 from jaxedit.models.config import Model
 from jaxedit.progress import Clock, Progress, is_first, quiet
 from jaxedit.sharding import ONE_DEVICE, MeshConfig
@@ -189,7 +190,7 @@ def go(
             found = findings.of_run(plan, last, *how, made=made, sequence=sequence)
             if is_first():
                 text = json.dumps({"run": kept.digest, **found}) + "\n"
-                records.whole(folder / findings.FILE, text)
+                whole(folder / findings.FILE, text)
     clock("summary")
     result = outcome.summarise(cfg, kept, keys, skipped, name)
     if is_first():

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxedit import delta, fit
 from jaxedit.base import Deltas, Dense, LowRank
+from jaxedit.files import whole
 from jaxedit.hf.families import FAMILIES, Key, family_keys
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.sites import matrices
@@ -76,9 +77,7 @@ def export(
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / WEIGHTS, entries(tensors), {"format": "pt"})
-        part = folder / f".{CONFIG}.part"
-        part.write_text(text + "\n")
-        os.replace(part, folder / CONFIG)
+        whole(folder / CONFIG, text + "\n")
 
 
 def describe(ranks: Mapping[str, int], conv: bool, base_name: str | None) -> dict[str, Any]:

@@ -36,7 +36,8 @@ import numpy as np
 from jaxedit import settings
 from jaxedit.data.cases import Skipped
 from jaxedit.evaluate.metrics import bootstrap
-from jaxedit.evaluate.records import lines, whole
+from jaxedit.evaluate.records import lines
+from jaxedit.files import whole
 from jaxedit.hf.load import inspect
 from jaxedit.hf.load import load as load_model
 from jaxedit.locate import neurons, questions, specific

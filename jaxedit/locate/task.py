@@ -21,7 +21,8 @@ from jaxedit.data.cases import SLOT, EditRequest, Fact, Skipped
 from jaxedit.data.read import READERS, read
 from jaxedit.data.requests import Row, mark, tokenise
 from jaxedit.evaluate.overlap import rsim
-from jaxedit.evaluate.records import lines, whole
+from jaxedit.evaluate.records import lines
+from jaxedit.files import whole
 from jaxedit.hf.load import load as load_model
 from jaxedit.locate import trace
 from jaxedit.models.config import Model

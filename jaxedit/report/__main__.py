@@ -10,7 +10,8 @@ from jaxedit.report import comparison, folder, html, pictures, png, run
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the page of an evaluation run, or of several side by side: one file, to be opened in
-    a browser. Of a run that has not ended, what there is so far.
+    a browser; of several also a table, a column for each (.csv, as table 4 of the survey). Of a run
+    that has not ended, what there is so far.
     """
     args = parse(argv)
     if len(args.runs) == 1:
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = args.out or Path("comparison.html")
         text, drawn = comparison.page(several), lambda: comparison.figures(several)
     print(f"wrote {html.write(out, text)}")
+    if len(args.runs) > 1:
+        print(f"wrote {html.write(out.with_suffix('.csv'), comparison.survey(several))}")
     if args.png:  # after the page, which is there even where these cannot be drawn
         for file in png.write(drawn(), out.parent, out.stem):
             print(f"wrote {file}")

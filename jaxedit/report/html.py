@@ -8,6 +8,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from jaxedit.files import whole
+
 
 @cache
 def resource(name: str) -> str:
@@ -37,10 +39,8 @@ def page(title: str, parts: Sequence[str], *, head: str = "", script: str = "") 
 
 
 def write(file: Path, text: str) -> Path:
-    """Characters that no file can hold (half of a pair, as broken data has them) become '?'."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(text.encode("utf-8", "replace"))
-    return file
+    return whole(file, text)
 
 
 def paragraph(words: str, kind: str = "") -> str:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import signal
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from jaxedit import checkpoint
 from jaxedit.checkpoint import Checkpointer
+from jaxedit.files import whole
 from jaxedit.progress import Progress, is_first, quiet
 
 Metrics = Mapping[str, Any]
@@ -230,9 +230,7 @@ class Log:
             return
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read(self.path) if line["step"] <= step] if step else []
-        part = self.path.with_suffix(".tmp")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(part, self.path)
+        whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a")
         if tensorboard:
             self.board = board(workdir / "tensorboard", step)

@@ -118,6 +118,21 @@ def test_runs_over_other_cases_say_so(folder, finished, tmp_path):
     assert "memit has not ended: its numbers are those of 3 cases so far" in text
 
 
+def test_runs_side_by_side_are_a_table_of_the_survey(folder, finished, tmp_path, capsys):
+    token = "edit_success/token"
+    runs = pair(folder, finished, [0, 1, 0, 1], [1, 1, 1, 0], metric=token)
+    main([*map(str, runs), "--out", str(tmp_path / "both.html")])
+    assert f"wrote {tmp_path / 'both.csv'}" in capsys.readouterr().out
+    lines = (tmp_path / "both.csv").read_text().splitlines()
+    assert lines == ["DataSet,Metric,rome,memit", "world,Edit Succ.,50.00,75.00"]
+    again = folder("rome again")([record(0, "c0", {"edit": True}, {token: 1.0})],
+                                 finished(**{token: 1.0}))  # fmt: skip
+    main([*map(str, (*runs, again)), "--out", str(tmp_path / "three.html")])
+    head, only = (tmp_path / "three.csv").read_text().splitlines()
+    assert head == "DataSet,Metric,rome,memit,rome again"  # a column for each run
+    assert only == "world,Edit Succ.,50.00,75.00,100.00"
+
+
 def test_curves_lie_over_one_another(folder, finished, tmp_path):
     curve = lambda mean: {EXACT: [{"edits": n, "mean": mean, "low": mean, "high": mean, "n": n}
                                   for n in (1, 10)]}  # fmt: skip
@@ -151,7 +166,7 @@ def test_the_command_compares(folder, finished, tmp_path, monkeypatch, capsys):
     runs = pair(folder, finished, [0, 1], [1, 1])
     monkeypatch.chdir(tmp_path)
     main([str(r) for r in runs])
-    assert capsys.readouterr().out == "wrote comparison.html\n"
+    assert capsys.readouterr().out == "wrote comparison.html\nwrote comparison.csv\n"
     Page((tmp_path / "comparison.html").read_text())
     with pytest.raises(ValueError, match="given twice"):
         main([str(runs[0]), str(runs[0])])
