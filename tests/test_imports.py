@@ -68,6 +68,7 @@ ORDER = [
     "data.documents",
     "data.tokens",
     "data.text",
+    "locate.passes",
     "locate.neurons",
     "locate.knowledge_neurons",
     "locate.direct",

@@ -11,8 +11,6 @@ as many as fit, a pass for each such part.
 Shapes: B windows, T columns, L layers, l layers of a part, F neurons, V vocab, M chosen neurons.
 """
 
-import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -25,18 +23,14 @@ import numpy as np
 from flax import struct
 
 from jaxedit.base import Array, Params
-from jaxedit.checksum import checksum
+from jaxedit.locate.passes import Batch, one_pass
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.transformer import forward
 from jaxedit.progress import Progress, quiet
 from jaxedit.sharding import on_mesh_of
-from jaxedit.tensorfile import entries, read_header, write
 
-Batch = tuple[np.ndarray, np.ndarray]  # tokens [B, T] and positions, -1 at padding
 Corpus = Callable[[], Iterable[Batch]]  # begins anew at every call
-EVERY = 50  # batches between saves
 POSITIONAL = 0.05  # nats
-ANEW = "remove it, or name another folder"
 COVER, TRIGGERS = 0.95, 5  # of activations, by so many tokens
 
 
@@ -82,70 +76,37 @@ def census(
     most = max(int(memory // (4 * cfg.vocab * cfg.mlp)), 1)
     parts = [tuple(chosen[i : i + most]) for i in range(0, len(chosen), most)] or [()]
     found: dict[int, np.ndarray] = {}
-    name = "" if folder is None else checksum(params)
     for p, part in enumerate(parts):
         file = None if folder is None else Path(folder) / f"census-{p}.safetensors"
         step = lambda done, n, p=p: progress(p * n + done, len(parts) * n)
-        counts = one_pass(
-            params, cfg, corpus, columns, part, threshold, ignore, file, name, step, total
-        )
+        counts = counted(params, cfg, corpus, columns, part, threshold, ignore, file, step, total)
         found |= {layer: np.asarray(counts.by_token[i]) for i, layer in enumerate(part)}
     active, seen, largest = map(np.asarray, (counts.active, counts.seen, counts.largest))
     return Census(active, seen, largest, found, np.asarray(counts.tokens))
 
 
-def one_pass(
+def counted(
     params: Params, cfg: ModelConfig, corpus: Corpus, columns: int, part: tuple[int, ...],
-    threshold: float, ignore: Sequence[int], file: Path | None, name: str, progress: Progress,
-    total: int,
+    threshold: float, ignore: Sequence[int], file: Path | None, progress: Progress, total: int,
 ) -> Counts:  # fmt: skip
     zeros = partial(jnp.zeros, dtype=jnp.int32)
     L, F, V = cfg.layers, cfg.mlp, cfg.vocab
-    counts = Counts(zeros((L, F, columns)), zeros(columns), jnp.full((L, F), -jnp.inf),
-                    zeros((len(part), V, F)), zeros(V))  # fmt: skip
-    done, key = 0, f"{threshold} {list(part)} {list(ignore)} {columns}"
-    batches, rows = iter(corpus()), hashlib.sha256()
-    if file is not None and file.is_file():
-        arrays, about = read_header(file)
-        if about.get("key") != key or arrays["active"].shape != counts.active.shape:
-            raise ValueError(f"{file}: a census with other settings; {ANEW}")
-        if about.get("model") != name:
-            raise ValueError(f"{file}: a census of another model; {ANEW}")
-        counts = Counts(**{name: jnp.asarray(tensor.read()) for name, tensor in arrays.items()})
-        done = int(about["batches"])
-        for batch in itertools.islice(batches, done):
-            include(rows, batch)
-        if about.get("rows") != rows.hexdigest():
-            raise ValueError(f"{file}: a census of other batches; {ANEW}")
+    start = Counts(zeros((L, F, columns)), zeros(columns), jnp.full((L, F), -jnp.inf),
+                   zeros((len(part), V, F)), zeros(V))  # fmt: skip
     kept = jnp.ones(V, bool).at[jnp.asarray(list(ignore), jnp.int32)].set(False)
 
-    def save(n: int) -> None:
-        if file is not None:
-            arrays = {name: np.asarray(x) for name, x in vars(counts).items()}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            about = {"key": key, "model": name, "rows": rows.hexdigest(), "batches": str(n)}
-            write(file, entries(arrays), about)
-
-    n = done
-    for tokens_BT, pos_BT in batches:
+    def more(counts: Counts, batch: Batch) -> Counts:
+        tokens_BT, pos_BT = batch
         if tokens_BT.shape[1] > columns or int(np.max(pos_BT)) >= columns:
             raise ValueError(f"a window of {tokens_BT.shape[1]} tokens; columns={columns}")
         with on_mesh_of(params):
-            counts = add(params, counts, jnp.asarray(tokens_BT), jnp.asarray(pos_BT),
-                         jnp.float32(threshold), kept, cfg, part)  # fmt: skip
-        include(rows, (tokens_BT, pos_BT))
-        n += 1
-        if n % EVERY == 0:
-            save(n)
-        progress(n, total)
-    if n > done:
-        save(n)
-    return counts
+            return add(params, counts, jnp.asarray(tokens_BT), jnp.asarray(pos_BT),
+                       jnp.float32(threshold), kept, cfg, part)  # fmt: skip
 
-
-def include(rows: "hashlib._Hash", batch: Batch) -> None:
-    for x in batch:
-        rows.update(f"{x.shape}".encode() + np.ascontiguousarray(x, np.int32).tobytes())
+    return one_pass(
+        start, corpus(), more, params=params, what="a census", file=file, progress=progress,
+        settings=f"{threshold} {list(part)} {list(ignore)} {columns}", total=total,
+    )  # fmt: skip
 
 
 @partial(jax.jit, static_argnames=("cfg", "part"), donate_argnames="old")

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxedit import settings
+from jaxedit.checksum import checksum
 from jaxedit.data.cases import Skipped
 from jaxedit.evaluate.metrics import bootstrap
 from jaxedit.evaluate.records import lines
@@ -103,7 +104,7 @@ def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:
     of_several(cfg, asked)
     folder = Path(cfg.workdir)
     (folder / SCORES).mkdir(parents=True, exist_ok=True)
-    how = dataclasses.asdict(cfg) | {"workdir": ""}
+    how = dataclasses.asdict(cfg) | {"workdir": "", "model": checksum(model.params)}
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:12]
     total = 2 * len(asked)
     scored = []

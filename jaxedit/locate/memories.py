@@ -15,6 +15,7 @@ K neurons that dominate, D embed, V vocab.
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from flax import struct
 
 from jaxedit.base import Array, Params
 from jaxedit.locate.lens import Through, say
+from jaxedit.locate.passes import Batch, one_pass
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.transformer import forward
 from jaxedit.models.vocabulary import unembed
@@ -39,30 +41,37 @@ class Triggers:
     text: Array  # number of the text, in the order given
     column: Array
     next: Array  # the token that comes after, -1 where the text ends
+    texts: Array  # how many there were
 
 
 def triggers(
-    params: Params, cfg: ModelConfig, batches: Iterable[tuple[Array, Array]], *, top: int = 50,
-    progress: Progress = quiet, total: int = 0,
+    params: Params, cfg: ModelConfig, batches: Iterable[Batch], *, top: int = 50,
+    file: str | Path | None = None, progress: Progress = quiet, total: int = 0,
 ) -> Triggers:  # fmt: skip
-    """A pass over texts as (tokens [B, T], positions, -1 at padding), one row each."""
+    """A pass over texts as (tokens [B, T], positions, -1 at padding), one row each.
+
+    file: where it is kept as it goes, and goes on if the model and the texts so far are the same.
+    """
     shape = (cfg.layers, cfg.mlp, top)
-    none = [jnp.full(shape, -1, jnp.int32) for _ in range(3)]
-    found, seen = Triggers(jnp.full(shape, -jnp.inf), *none), 0
-    for i, (tokens_BT, pos_BT) in enumerate(batches):
+    none = lambda: jnp.full(shape, -1, jnp.int32)
+    worst = jnp.full(shape, -jnp.inf)
+    start = Triggers(worst, none(), none(), none(), jnp.zeros((), jnp.int32))
+
+    def more(found: Triggers, batch: Batch) -> Triggers:
         with on_mesh_of(params):
-            found = add(params, found, jnp.asarray(tokens_BT), jnp.asarray(pos_BT),
-                        jnp.int32(seen), cfg)  # fmt: skip
-        seen += len(tokens_BT)
-        progress(i + 1, total)
-    return found
+            return add(params, found, *map(jnp.asarray, batch), cfg)
+
+    return one_pass(
+        start, batches, more, params=params, settings=f"{top}", what="triggers",
+        file=None if file is None else Path(file), progress=progress, total=total,
+    )  # fmt: skip
 
 
 @partial(jax.jit, static_argnames="cfg", donate_argnames="old")
 def add(
-    params: Params, old: Triggers, tokens_BT: Array, pos_BT: Array, seen: Array, cfg: ModelConfig
+    params: Params, old: Triggers, tokens_BT: Array, pos_BT: Array, cfg: ModelConfig
 ) -> Triggers:
-    """The triggers with those of more texts, numbered from `seen` on."""
+    """The triggers with those of more texts."""
     B, _ = tokens_BT.shape
     first_B1 = jnp.zeros((B, 1), jnp.int32)
     out = forward(
@@ -72,12 +81,14 @@ def add(
     act_LBTF = jnp.where((pos_BT >= 0)[None, :, :, None], act_LBTF, -jnp.inf)
     best_LFB, at_LFB = (x.transpose(0, 2, 1) for x in (act_LBTF.max(2), act_LBTF.argmax(2)))
     next_BT = jnp.where(jnp.roll(pos_BT, -1, 1) > pos_BT, jnp.roll(tokens_BT, -1, 1), -1)
-    text_LFB = jnp.broadcast_to(seen + jnp.arange(B, dtype=jnp.int32), best_LFB.shape)
+    text_LFB = jnp.broadcast_to(old.texts + jnp.arange(B, dtype=jnp.int32), best_LFB.shape)
     text_LFB = jnp.where(jnp.isfinite(best_LFB), text_LFB, -1)  # rows that only fill the batch
-    new = Triggers(best_LFB, text_LFB, at_LFB.astype(jnp.int32), next_BT[jnp.arange(B), at_LFB])
-    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], -1), old, new)
-    _, order = jax.lax.top_k(both.score, old.score.shape[-1])
-    return jax.tree.map(lambda x: jnp.take_along_axis(x, order, -1), both)
+    new = (best_LFB, text_LFB, at_LFB.astype(jnp.int32), next_BT[jnp.arange(B), at_LFB])
+    before = (old.score, old.text, old.column, old.next)
+    both = [jnp.concatenate(pair, -1) for pair in zip(before, new, strict=True)]
+    _, order = jax.lax.top_k(both[0], old.score.shape[-1])
+    score, text, column, follows = (jnp.take_along_axis(x, order, -1) for x in both)
+    return Triggers(score, text, column, follows, old.texts + B)
 
 
 def values(

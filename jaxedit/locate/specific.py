@@ -16,20 +16,21 @@ Shapes: C clusters, P queries of one, K languages, L layers, F neurons, B rows, 
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from jaxedit.base import Array, Params
 from jaxedit.locate import neurons
+from jaxedit.locate.passes import Batch, one_pass
 from jaxedit.models.config import ModelConfig
 from jaxedit.models.transformer import forward
 from jaxedit.progress import Progress, quiet
 from jaxedit.sharding import on_mesh_of
-
-Batch = tuple[Array, Array]  # tokens [B, T] and positions, -1 at padding
 
 
 def qrnca(
@@ -89,19 +90,35 @@ def lape(
     return Specific(kept.reshape(entropy_LF.shape) & (p_KLF > bar), entropy_LF, bar)
 
 
+@struct.dataclass
+class Counts:
+    """int64, on the host."""
+
+    active: np.ndarray  # [L, F]
+    seen: np.ndarray  # tokens
+
+
 def count(
     params: Params, cfg: ModelConfig, batches: Iterable[Batch], progress: Progress = quiet,
-    total: int = 0,
+    total: int = 0, file: str | Path | None = None,
 ) -> tuple[np.ndarray, int]:  # fmt: skip
-    """At how many tokens each neuron is active [L, F], of how many; streamed, exact."""
-    active_LF, seen = np.zeros((cfg.layers, cfg.mlp), np.int64), 0
-    for i, (tokens_BT, pos_BT) in enumerate(batches):
+    """At how many tokens each neuron is active [L, F], of how many; streamed, exact.
+
+    file: where it is kept as it goes, and goes on if the model and the texts so far are the same.
+    """
+
+    def more(counts: Counts, batch: Batch) -> Counts:
         with on_mesh_of(params):
-            found = _active(params, jnp.asarray(tokens_BT), jnp.asarray(pos_BT), cfg)
-        active_LF += np.asarray(found, np.int64)
-        seen += int((np.asarray(pos_BT) >= 0).sum())
-        progress(i + 1, total)
-    return active_LF, seen
+            found = _active(params, *map(jnp.asarray, batch), cfg)
+        seen = np.asarray(counts.seen + (np.asarray(batch[1]) >= 0).sum())
+        return Counts(counts.active + np.asarray(found, np.int64), seen)
+
+    start = Counts(np.zeros((cfg.layers, cfg.mlp), np.int64), np.zeros((), np.int64))
+    found = one_pass(
+        start, batches, more, params=params, settings="", what="counts",
+        file=None if file is None else Path(file), progress=progress, total=total,
+    )  # fmt: skip
+    return np.asarray(found.active), int(found.seen)
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from jaxedit import settings
+from jaxedit.checksum import checksum
 from jaxedit.data import asked
 from jaxedit.data.cases import SLOT, EditRequest, Fact, Skipped
 from jaxedit.data.read import READERS, read
@@ -188,7 +189,7 @@ def run(cfg: TraceTask, progress: Progress = quiet) -> dict[str, Any]:
     workdir.mkdir(parents=True, exist_ok=True)
     root = np.atleast_2d(level)
     size = float(np.sqrt(np.square(root).sum() / len(root)))  # a standard deviation of either
-    how = dataclasses.asdict(cfg) | {"workdir": "", "level": size}
+    how = dataclasses.asdict(cfg) | {"workdir": "", "level": size, "model": checksum(model.params)}
     key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:12]
     file = workdir / CASES
     done = {r["place"]: r for r in lines(file) if r.get("key") == key}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxedit
-from jaxedit.locate import census
+from jaxedit.locate import census, passes
 from jaxedit.locate.census import Census
 from jaxedit.models.shapes import SHAPES
 
@@ -91,7 +91,7 @@ def test_batches_and_parts_do_not_matter(params, found):
 
 
 def test_a_pass_goes_on_where_it_was_killed(params, found, tmp_path, monkeypatch):
-    monkeypatch.setattr(census, "EVERY", 2)
+    monkeypatch.setattr(passes, "EVERY", 2)
 
     def dies():
         for i, batch in enumerate(corpus(5)()):

@@ -8,7 +8,7 @@ from families import write_model
 from small_models import planted, rows
 
 import jaxedit
-from jaxedit.locate import lens, memories
+from jaxedit.locate import lens, memories, passes
 
 TEXTS = np.random.RandomState(0).randint(8, 90, (24, 12)).astype(np.int32)
 TRIGGER, ANSWER = 7, 33
@@ -52,6 +52,30 @@ def test_triggers_are_the_maxima_whatever_the_batches(model):
         np.testing.assert_allclose(found.score, want, atol=1e-5)
     few = memories.triggers(params, cfg, batches(24)[:1], top=30)
     assert (np.asarray(few.text[..., 24:]) == -1).all()  # there are only 24 texts
+
+
+def test_triggers_go_on_where_they_were_stopped(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "EVERY", 2)
+    (params, cfg), *_ = model
+    file, told = tmp_path / "triggers.safetensors", []
+
+    def stops():
+        yield from batches(8)[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        memories.triggers(params, cfg, stops(), top=5, file=file)
+    found = memories.triggers(
+        params, cfg, batches(8), top=5, file=file, progress=lambda n, _: told.append(n)
+    )
+    assert told == [3]
+    want = memories.triggers(params, cfg, batches(8), top=5)
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+    with pytest.raises(ValueError, match="triggers with other settings; remove it, or name"):
+        memories.triggers(params, cfg, batches(8), top=4, file=file)
+    other = {**params, "embed": {"w": params["embed"]["w"] * 2}}
+    with pytest.raises(ValueError, match="triggers of another model"):
+        memories.triggers(other, cfg, batches(8), top=5, file=file)
 
 
 def test_a_value_says_its_token_and_agrees_with_its_triggers(model):

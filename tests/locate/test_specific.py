@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxedit
-from jaxedit.locate import specific
+from jaxedit.locate import passes, specific
 from jaxedit.models.shapes import SHAPES
 
 
@@ -100,3 +100,25 @@ def test_languages_are_told_apart_by_what_fires_and_hurt_by_silencing_it():
     each = -np.take_along_axis(np.asarray(logp), texts[0][0][0][:, 1:, None], -1)
     alone = specific.matrix(params, CFG, found.sets_KLF[:0], [texts[0][:1]])
     assert alone[0, 0] == pytest.approx(each.mean(), rel=1e-5)
+
+
+def test_counts_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "EVERY", 1)
+    params, (first, second) = languages()
+    file = tmp_path / "counts.safetensors"
+
+    def stops():
+        yield first[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        specific.count(params, CFG, stops(), file=file)
+    told = []
+    active, seen = specific.count(params, CFG, first, lambda n, _: told.append(n), file=file)
+    assert told == [2]
+    assert active.dtype == np.int64
+    want = specific.count(params, CFG, first)
+    np.testing.assert_array_equal(active, want[0])
+    assert seen == want[1]
+    with pytest.raises(ValueError, match="counts of other batches"):
+        specific.count(params, CFG, second, file=file)

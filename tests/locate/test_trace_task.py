@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from jaxedit.locate import task
+import jaxedit
+from jaxedit.locate import compare, task
 from jaxedit.locate.task import TraceTask, effects, recommend, roles, run
 from jaxedit.locating import main as locate
 from jaxedit.report import plots, png, traces
@@ -126,6 +128,46 @@ def test_a_run_goes_on_where_it_was(made):
     assert other["low"] != summary["low"]
     assert len(file.read_text().splitlines()) == 1
     run(cfg)
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """A folder with a model, and what puts other weights into it."""
+    model = jaxedit.load("world", dtype="float32")
+    folder = tmp_path / "model"
+    jaxedit.save(model, folder)
+
+    def change():
+        down = lambda path, x: 0.9 * x if "down" in jax.tree_util.keystr(path) else x
+        params = jax.tree_util.tree_map_with_path(down, model.params)
+        jaxedit.save(model._replace(params=params), folder, overwrite=True)
+
+    return folder, change
+
+
+def test_other_weights_of_the_same_name_are_traced_anew(changed, tmp_path):
+    folder, change = changed
+    cfg = dataclasses.replace(
+        CFG, model=str(folder), kinds=("mlp",), limit=1, workdir=str(tmp_path / "run")
+    )
+    first = run(cfg)
+    assert run(cfg) == first
+    change()
+    assert run(cfg)["high"] != first["high"]
+
+
+def test_other_weights_of_the_same_name_are_compared_anew(changed, tmp_path):
+    folder, change = changed
+    cfg = compare.CompareTask(
+        str(folder), finders=("activation",), ks=(2,), wordings=1, unrelated=1, limit=4,
+        dtype="float32", workdir=str(tmp_path / "run"),
+    )  # fmt: skip
+    first = compare.run(cfg)
+    change()
+    assert compare.run(cfg)["p"] != first["p"]
+    records = (tmp_path / "run" / compare.CASES).read_text().splitlines()
+    assert len(records) == first["known"]  # none of before is left
+    assert len(list((tmp_path / "run" / compare.SCORES).iterdir())) == 2 * len(records)
 
 
 def test_what_is_not_known_is_counted_and_not_traced(tmp_path):
