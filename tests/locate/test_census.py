@@ -8,6 +8,7 @@ import pytest
 import jaxedit
 from jaxedit.locate import census, passes
 from jaxedit.locate.census import Census
+from jaxedit.models import specs
 from jaxedit.models.shapes import SHAPES
 
 T, BOS = 16, 1
@@ -124,6 +125,14 @@ def test_a_pass_is_not_that_of_another_model_or_text(params, tmp_path):
             census.census(params, CFG, text, T, **how)
     more = census.census(params, CFG, lambda: [*corpus()(), (TOKENS[:2], POS[:2])], T, **how)
     assert more.seen_T[0] == len(TOKENS) + 2  # text that has grown goes on
+
+
+def test_a_mesh_counts_the_same(params, found):
+    mesh = jaxedit.make_mesh(data=2, tensor=4)
+    spread = jax.device_put(params, specs.nest(specs.shardings(CFG, mesh)))
+    there = census.census(spread, CFG, corpus(), T, threshold=0.01, ignore=(BOS,))
+    np.testing.assert_array_equal(there.active_LFT, found.active_LFT)
+    np.testing.assert_array_equal(there.by_token[1], found.by_token[1])
 
 
 def test_ngrams_end_where_a_neuron_fires(params):

@@ -12,6 +12,7 @@ import jaxedit
 from jaxedit.base import Write
 from jaxedit.locate import trace as tracing
 from jaxedit.locate.trace import SITES, default_window, gaussian, reach
+from jaxedit.models import specs
 from jaxedit.models.shapes import SHAPES
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -208,3 +209,12 @@ def test_mistakes_are_one_line():
         trace(params, TOKENS, noise(), CFG, kind="mlp", window=9)
     with pytest.raises(ValueError, match=r"noise \[3, 10, 32\]"):
         trace(params, TOKENS[1:], noise(), CFG)
+
+
+@pytest.mark.parametrize("how", [{"kind": "mlp", "window": 2}, {"sever": "mlp"}])
+def test_a_mesh_traces_the_same(how):
+    params, mesh = weights(CFG), jaxedit.make_mesh(data=2, fsdp=2, tensor=2)
+    spread = jax.device_put(params, specs.nest(specs.shardings(CFG, mesh)))
+    here, there = (trace(p, TOKENS, noise(), CFG, answer=3, **how) for p in (params, spread))
+    assert np.ptp(here.scores_TL) > 1e-3
+    np.testing.assert_allclose(there.scores_TL, here.scores_TL, atol=1e-5)
