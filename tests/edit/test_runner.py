@@ -24,7 +24,9 @@ from jaxedit.edit.record import Edit
 from jaxedit.edit.runner import prepare, run, stream
 from jaxedit.edit.stats import Stats
 from jaxedit.edit.values import ValueConfig
+from jaxedit.edit.weights.alphaedit import AlphaEditConfig
 from jaxedit.edit.weights.emmet import EmmetConfig
+from jaxedit.edit.weights.lora import LoraEditConfig
 from jaxedit.edit.weights.memit import MemitConfig
 from jaxedit.edit.weights.rome import RomeConfig
 from jaxedit.evaluate.exact import exact
@@ -135,15 +137,31 @@ def test_edits_come_as_they_are_made():
     assert seen == [(1, 2), (2, 2)]
 
 
+SEVERAL = {
+    "rome": ROME,
+    "memit": MemitConfig(layers=(0, 1), weight=5.0, **BARE),
+    "alphaedit": AlphaEditConfig(layers=(0, 1), threshold=0.5, l2=1.0, **BARE),
+    "lora": LoraEditConfig(rank=2, steps=4),
+}
+
+
 @pytest.mark.slow
-def test_on_a_mesh():
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("method", SEVERAL)
+def test_on_a_mesh(method, sizes):
     """Three requests on four devices: one row of the batch is padding."""
-    placed = jax.device_put(model().params, specs.nest(specs.shardings(model().cfg, make_mesh(4))))
-    there = model()._replace(params=placed)
-    edits = run(there, MIXED[:3], ROME, stats=stats())
-    assert len(edits) == 3
-    for edit, wanted in zip(edits, romes(), strict=False):
-        assert off(dense(edit), dense(wanted)) < 1e-4
+    mesh = make_mesh(*sizes)
+    placed = jax.device_put(model().params, specs.nest(specs.shardings(model().cfg, mesh)))
+    here, there = (
+        run(some, MIXED[:3], SEVERAL[method], stats=stats())
+        for some in (model(), model()._replace(params=placed))
+    )
+    assert len(here) == len(there) == 3
+    for edit, wanted in zip(there, here, strict=True):
+        assert edit.deltas.keys() == wanted.deltas.keys()
+        for name, changed in wanted.deltas.items():
+            assert np.abs(changed.dense()).max() > 1e-4
+            assert off(edit.deltas[name].dense(), changed.dense()) < 1e-4
         assert edit.provenance["base"] == wanted.provenance["base"]
 
 
