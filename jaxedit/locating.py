@@ -50,13 +50,16 @@ def trace(argv: Sequence[str]) -> None:
     ap.add_argument("--prompt", required=True, help="names the subject, or has {} for it")
     ap.add_argument("--subject", required=True)
     ap.add_argument("--answer", default="", help="default: what the model says; its first token")
-    ap.add_argument("--samples", type=int, default=10, help="of noise")
+    ap.add_argument("--samples", type=int, default=10, help="of noise (default 10)")
     ap.add_argument("--noise", choices=("gaussian", "uniform", "covariance"), default="gaussian")
     ap.add_argument("--level", type=float, default=0.0,
                     help="of noise; default: three times the embeddings' spread")  # fmt: skip
-    ap.add_argument("--window", type=int, default=0, help="layers of MLPs or attention together")
-    ap.add_argument("--sever", choices=("mlp", "attn"), default="")
-    ap.add_argument("--out", type=Path, default=Path("trace"), help="folder of the page, pictures")
+    ap.add_argument("--window", type=int, default=0,
+                    help="of MLPs or attention, together; default: a fifth of all")  # fmt: skip
+    ap.add_argument("--sever", choices=("mlp", "attn"), default="",
+                    help="which parts are held to the noisy run; default: none")  # fmt: skip
+    ap.add_argument("--out", type=Path, default=Path("trace"),
+                    help="folder of the page, pictures (default trace)")  # fmt: skip
     args = ap.parse_args(argv)
     one_at_least(samples=args.samples)
     if args.level < 0:
@@ -99,7 +102,7 @@ def neurons(argv: Sequence[str]) -> None:
     ap.add_argument("--answer", default="", help="default: what the model says next")
     ap.add_argument("--finder", choices=("kn", "increase", "activation"), default="kn")
     ap.add_argument("--top", type=int, default=10, help="neurons (default 10)")
-    ap.add_argument("--steps", type=int, default=20, help="of the integral of kn")
+    ap.add_argument("--steps", type=int, default=20, help="of the integral of kn (default 20)")
     args = ap.parse_args(argv)
     one_at_least(top=args.top, steps=args.steps)
     text_of(args.prompt)
@@ -148,10 +151,12 @@ def compare(argv: Sequence[str]) -> None:
     )
     ap.add_argument("--finders", nargs="+", default=list(FINDERS), metavar="FINDER",
                     help=f"of {', '.join(FINDERS)} (default: all)")  # fmt: skip
-    ap.add_argument("--k", nargs="+", type=int, default=[5, 20], help="neurons of a fact")
+    ap.add_argument("--k", nargs="+", type=int, default=[5, 20],
+                    help="neurons of a fact (default 5 20)")  # fmt: skip
     ap.add_argument("--limit", type=int, default=0, help="facts; 0 (default): all")
     ap.add_argument("--seed", type=int, default=0)
-    ap.add_argument("--out", type=Path, default=Path("neurons"), help="folder; goes on from there")
+    ap.add_argument("--out", type=Path, default=Path("neurons"),
+                    help="folder; goes on from there (default neurons)")  # fmt: skip
     args = ap.parse_args(argv)
     one_at_least(k=min(args.k))
     cfg = CompareTask(

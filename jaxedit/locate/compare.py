@@ -80,6 +80,8 @@ class CompareTask:
             raise ValueError(f"finder {unknown[0]!r}: of {', '.join(FINDERS)}")
         if not self.ks or min(*self.ks, self.wordings, self.unrelated, self.steps) < 1:
             raise ValueError("ks, wordings, unrelated and steps: each at least 1")
+        if self.limit < 0:
+            raise ValueError(f"limit {self.limit}: at least 0 (all facts)")
 
 
 def run(cfg: CompareTask, progress: Progress = quiet) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def lens_of(
     """What the residual stream says after every layer: the tokens it says first, and the rank and
     probability of the answer's first token (by default the one that the model says).
     """
+    if not 1 <= top <= model.cfg.vocab:
+        raise ValueError(f"top {top}: from 1 to the model's {model.cfg.vocab:,} tokens")
     (row,), _ = questions.tokens(model, [(prompt, answer or next_token(model, prompt))])
     ids = jnp.asarray([row.tokens[: row.prompt]], jnp.int32)
     pos = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]

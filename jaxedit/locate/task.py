@@ -71,6 +71,8 @@ class TraceTask:
                 f"samples={self.samples}, level={self.level}, times={self.times}: at least "
                 "1 sample, and neither of the others negative"
             )
+        if self.limit < 0:
+            raise ValueError(f"limit {self.limit}: at least 0 (all facts)")
 
     @property
     def traced(self) -> tuple[trace.Kind, ...]:

@@ -274,6 +274,10 @@ def test_the_commands(tmp_path, capsys):
     for action in ("neurons", "lens"):
         with pytest.raises(ValueError, match="--prompt ' ': empty; give a text"):
             main([action, "--model", "world", "--prompt", " "])
+    with pytest.raises(ValueError, match="top 9999: from 1 to the model's 1,024 tokens"):
+        main(["lens", "--model", "world", "--prompt", "Bane Fipi works as a", "--top", "9999"])
+    with pytest.raises(ValueError, match="limit -3: at least 0"):
+        main(["compare", "--model", "world", "--limit", "-3", "--out", str(tmp_path)])
     with pytest.raises(ValueError, match="--k 0: at least 1"):
         main(["compare", "--model", "world", "--k", "5", "0"])
     with pytest.raises(ValueError, match=r"facts 'world:small': write world:SIZE:SEED:COUNT"):

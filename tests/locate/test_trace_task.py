@@ -170,6 +170,11 @@ def test_other_weights_of_the_same_name_are_compared_anew(changed, tmp_path):
     assert len(list((tmp_path / "run" / compare.SCORES).iterdir())) == 2 * len(records)
 
 
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ValueError, match="limit -2: at least 0"):
+        dataclasses.replace(CFG, limit=-2)
+
+
 def test_what_is_not_known_is_counted_and_not_traced(tmp_path):
     rows = [
         {"prompt": "{} was born in", "subject": "Bane Fipi", "target": "x", "ground_truth": "Kola"},
