@@ -139,7 +139,7 @@ def fronts(made: Mapping[str, Made]) -> str:
         risks = [exact(one["claims"]["bits"]["risk"]) for one in some]
         lines.append(Line(kind, [float(one["bytes"]) for one in some], risks))
     return charts.curves(
-        lines, title="Bits per token that are evaluated, by the file's bytes", across="bytes",
+        lines, title="Bits per token that are evaluated", across="bytes",
         factors=True,
     )  # fmt: skip
 
