@@ -183,6 +183,7 @@ ORDER = [
     "report.cases",
     "report.run",
     "report.comparison",
+    "report.survey",
     "report.png",
     "report.bounds",
     "report.traces",

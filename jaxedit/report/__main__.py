@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxedit import cli
-from jaxedit.report import comparison, folder, html, pictures, png, run
+from jaxedit.report import comparison, folder, html, pictures, png, run, survey
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         text, drawn = comparison.page(several), lambda: comparison.figures(several)
     print(f"wrote {html.write(out, text)}")
     if len(args.runs) > 1:
-        print(f"wrote {html.write(out.with_suffix('.csv'), comparison.survey(several))}")
+        print(f"wrote {html.write(out.with_suffix('.csv'), survey.table(several))}")
     if args.png:  # after the page, which is there even where these cannot be drawn
         for file in png.write(drawn(), out.parent, out.stem):
             print(f"wrote {file}")
@@ -39,6 +39,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = ap.parse_args(argv)
     if args.out and args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder; give the file to write")
+    if args.out and args.out.suffix == ".csv":
+        raise ValueError(
+            f"--out {args.out}: give the page's name; the table lies beside it"
+        )
     return args
 
 

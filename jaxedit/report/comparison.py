@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxedit.evaluate import summary
 from jaxedit.evaluate.metrics import Interval, bootstrap
 from jaxedit.report import cases, charts, folder, html, names, pictures
 from jaxedit.report.folder import Record, Run, mapping, scores
@@ -53,25 +52,6 @@ def page(runs: Sequence[Run]) -> str:
         [*warnings(runs, labels), *(html.section(*s) for s in sections)],
         head=head,
     )
-
-
-def survey(runs: Sequence[Run]) -> str:
-    """The runs as a table of the survey: a column for each method, or for each run where two of a
-    method are on the same data.
-    """
-    found = [
-        (name, run.fact("method"), called, one)
-        for run, called in zip(runs, label(runs), strict=True)
-        for name, one in summary.datasets(run.summary, data_of(run))
-    ]
-    own = all(m for _, m, *_ in found) and len({row[:2] for row in found}) == len(found)
-    return summary.survey_csv((name, m if own else c, one) for name, m, c, one in found)
-
-
-def data_of(run: Run) -> list[str]:
-    """The datasets of a run, as it was given them."""
-    given = run.config.get("data") or run.fact("data") or run.name
-    return [given] if isinstance(given, str) else [str(one) for one in given]
 
 
 def label(runs: Sequence[Run]) -> list[str]:

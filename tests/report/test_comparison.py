@@ -125,6 +125,8 @@ def test_runs_side_by_side_are_a_table_of_the_survey(folder, finished, tmp_path,
     assert f"wrote {tmp_path / 'both.csv'}" in capsys.readouterr().out
     lines = (tmp_path / "both.csv").read_text().splitlines()
     assert lines == ["DataSet,Metric,rome,memit", "world,Edit Succ.,50.00,75.00"]
+    with pytest.raises(ValueError, match="give the page's name; the table lies beside it"):
+        main([*map(str, runs), "--out", str(tmp_path / "both.csv")])
     again = folder("rome again")([record(0, "c0", {"edit": True}, {token: 1.0})],
                                  finished(**{token: 1.0}))  # fmt: skip
     main([*map(str, (*runs, again)), "--out", str(tmp_path / "three.html")])
