@@ -40,9 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.out and args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder; give the file to write")
     if args.out and args.out.suffix == ".csv":
-        raise ValueError(
-            f"--out {args.out}: give the page's name; the table lies beside it"
-        )
+        raise ValueError(f"--out {args.out}: give the page's name; the table lies beside it")
     return args
 
 
